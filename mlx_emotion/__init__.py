@@ -1,0 +1,51 @@
+"""Local chat models that express emotion, under control.
+
+    import mlx_emotion
+    model = mlx_emotion.load()
+    print(model.generate("I heard a noise upstairs.", feeling="fear").text)
+
+Importing this costs next to nothing; MLX is loaded with the first model.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .emotions import CATALOGUE as CATALOGUE
+    from .emotions import Emotion as Emotion
+    from .emotions import Feeling as Feeling
+    from .errors import MLXEmotionError as MLXEmotionError
+    from .events import Done as Done
+    from .events import Failed as Failed
+    from .events import FeelingChanged as FeelingChanged
+    from .events import GuardTripped as GuardTripped
+    from .events import Token as Token
+    from .model import Chat as Chat
+    from .model import Generation as Generation
+    from .model import Model as Model
+    from .model import extract as extract
+    from .model import load as load
+    from .vectors import EmotionVectors as EmotionVectors
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "CATALOGUE": "emotions", "Emotion": "emotions", "Feeling": "emotions",
+    "MLXEmotionError": "errors",
+    "Done": "events", "Failed": "events", "FeelingChanged": "events", "GuardTripped": "events", "Token": "events",
+    "Chat": "model", "Generation": "model", "Model": "model", "extract": "model", "load": "model",
+    "EmotionVectors": "vectors",
+}  # fmt: skip
+__all__ = ["__version__", *_HOMES]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

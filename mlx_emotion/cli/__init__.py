@@ -1,0 +1,80 @@
+"""The command line. Each command is a file of its own that is imported when it is asked for."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+
+import click
+
+from ..errors import MLXEmotionError
+
+# Name -> help line; here, so that --help imports none of the commands.
+COMMANDS = {
+    "chat": "Talk with a model that feels something.",
+    "generate": "Answer one prompt.",
+    "extract": "Make a pack: extract emotion vectors from a model.",
+    "calibrate": "Find how strong intensity 1.0 is for a pack.",
+    "vectors": "List, show and check packs.",
+    "models": "Which usable models are on this machine, and which have a pack.",
+    "doctor": "Check that this installation works.",
+    "paths": "Where this program keeps its files.",
+}
+
+
+class Commands(click.Group):
+    """A group that imports a command's module when the command is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        return importlib.import_module(f".{name}", __name__).command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+    def resolve_command(self, ctx: click.Context, args: list[str]):
+        if args and args[0] not in COMMANDS:
+            import difflib
+
+            near = difflib.get_close_matches(args[0], COMMANDS, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"commands are {', '.join(COMMANDS)}"
+            raise click.UsageError(f"no command {args[0]!r}; {hint}")
+        return super().resolve_command(ctx, args)
+
+
+@click.command(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="mlx-emotion", prog_name="mlx-emotion")
+def root() -> None:
+    """Local chat models that express emotion, under control."""
+
+
+def fail(message: str, status: int) -> int:
+    click.echo(f"mlx-emotion: {message}", err=True)
+    return status
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status: 0 fine, 1 an error, 2 wrong usage, 130 interrupted."""
+    try:
+        result = root.main(arguments, prog_name="mlx-emotion", standalone_mode=False)
+        sys.stdout.flush()
+        return result if isinstance(result, int) else 0
+    except MLXEmotionError as error:
+        return fail(str(error), error.exit_status)
+    except click.UsageError as error:
+        where = f" (see `{error.ctx.command_path} --help`)" if error.ctx else ""
+        return fail(f"{error.format_message()}{where}", 2)
+    except click.ClickException as error:
+        return fail(error.format_message(), error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        return fail("interrupted", 130)
+    except BrokenPipeError:
+        # The reader has gone (`| head -1`), which is no error; keep the interpreter's own flush quiet.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0

@@ -1,0 +1,171 @@
+"""``mlx-emotion chat``: plain, line by line."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..errors import MLXEmotionError, UsageError
+from .options import check_seed, generation_options, load, one_line, session_options
+
+if TYPE_CHECKING:
+    from ..events import Event
+    from ..model import Chat, Model
+
+HELP = """\
+/feel SPEC       change the feeling: fear, fear:0.8,joy:0.2, valence=-0.5,arousal=0.8
+/intensity X     set how strong it is, 0 to 1.5 (or 0 % to 150 %)
+/neutral         feel nothing
+/again [SPEC]    answer the last message again, maybe with another feeling
+/reset           forget the conversation
+/save [FILE]     write the conversation to a JSON file
+/help            this list
+/quit            leave (also Ctrl-D)"""
+
+
+@click.command(name="chat")
+@generation_options
+@click.option("--plain", is_flag=True, help="Line by line, without the terminal app.")
+def command(plain: bool, **given: Any) -> None:
+    """Talk with a model that feels something.
+
+    With standard input not a terminal, each line is one message.
+    """
+    options, seed = session_options(given), check_seed(given["seed"])
+    if given["vectors"] is None and given["model"] is None:
+        from ..emotions import Feeling
+
+        Feeling.of(given["emotion"])  # a typo is told before the model is loaded
+    interactive = sys.stdin.isatty()
+    model = load(given)
+    chat = model.chat(given["emotion"], **options)
+    talk = PlainChat(model, chat, seed, interactive)
+    if interactive:
+        talk.say(f"{model.id}, {model.quantization}; feeling {chat.feeling}. /help lists the commands.")
+        if model.id == "embedded":
+            talk.say("This is a small companion model trained on this project's own text; give --model for a real one.")
+        if model.vectors is not None and not model.vectors.calibrated:
+            talk.say("This pack is not calibrated, so intensity 1.0 is scale 1; see `mlx-emotion calibrate`.")
+    talk.run()
+
+
+class PlainChat:
+    """The loop: a line is a message, or a command when it begins with a slash."""
+
+    def __init__(self, model: Model, chat: Chat, seed: int | None, interactive: bool) -> None:
+        self.model, self.chat, self.seed, self.interactive = model, chat, seed, interactive
+
+    def say(self, text: str) -> None:
+        """To stderr: answers alone go to stdout."""
+        click.echo(one_line(text), err=True)
+
+    def lines(self) -> Iterator[str]:
+        if not self.interactive:
+            yield from sys.stdin
+            return
+        try:
+            import readline  # noqa: F401  (line editing and history for input())
+        except ImportError:
+            pass
+        while True:
+            try:
+                yield input(f"{self.chat.feeling}> ")
+            except EOFError:
+                self.say("")
+                return
+            except KeyboardInterrupt:
+                self.say("\n/quit or Ctrl-D leaves")
+
+    def run(self) -> None:
+        for line in self.lines():
+            text = line.strip()
+            if not text:
+                continue
+            try:
+                if not text.startswith("/"):
+                    self.answer(self.chat.stream(text, seed=self.seed))
+                elif self.obey(*text.split(maxsplit=1)):
+                    return
+            except MLXEmotionError as error:
+                if not self.interactive:
+                    raise
+                self.say(str(error))
+
+    def answer(self, events: Iterator[Event]) -> None:
+        from ..events import Done, GuardTripped, Token
+
+        try:
+            for event in events:
+                if isinstance(event, Token):
+                    sys.stdout.write(one_line(event.text))
+                    sys.stdout.flush()
+                elif isinstance(event, Done):
+                    print(flush=True)
+                    if event.finish_reason == "loop":
+                        self.say("(the reply was looping and was ended)")
+                elif isinstance(event, GuardTripped):
+                    self.say(f" (looping: the feeling is weakened to {event.factor:.0%}) ")
+        except KeyboardInterrupt:
+            events.close()  # type: ignore[attr-defined]  # a generator
+            print(flush=True)
+            if not self.interactive:
+                raise
+            self.say("(stopped)")
+
+    def obey(self, name: str, rest: str = "") -> bool:
+        """Carry out a slash command; ``True`` to leave."""
+        rest = rest.strip()
+        if name in ("/quit", "/exit"):
+            return True
+        if name == "/help":
+            self.say(HELP)
+        elif name == "/feel":
+            if not rest:
+                raise UsageError(f"feeling {self.chat.feeling}; known are {', '.join(self.model.emotions)}")
+            self.say(f"feeling {self.chat.feel(rest)}")
+        elif name == "/intensity":
+            self.say(f"feeling {self.chat.feel(self.with_intensity(rest))}")
+        elif name == "/neutral":
+            self.say(f"feeling {self.chat.feel('neutral')}")
+        elif name == "/again":
+            self.answer(self.chat.again(rest or None, seed=self.seed))
+        elif name == "/reset":
+            self.chat.reset()
+            self.say("forgotten")
+        elif name == "/save":
+            self.say(f"saved to {self.save(rest)}")
+        else:
+            raise UsageError(f"no command {name}; /help lists them")
+        return False
+
+    def with_intensity(self, text: str):
+        """The present feeling with its strongest emotion at ``text``, the others in proportion."""
+        try:
+            number = float(text.rstrip("% ")) / (100 if text.endswith("%") else 1)
+        except ValueError:
+            raise UsageError(f"{text!r} is not a number; write /intensity 0.5 or /intensity 50%") from None
+        feeling = self.chat.feeling
+        if feeling.neutral:
+            raise UsageError("feeling neutral; choose an emotion first, with /feel")
+        from ..emotions import MAX_INTENSITY
+
+        if not 0 <= number <= MAX_INTENSITY:
+            raise UsageError(f"intensity is {number:g}, wanted 0 to {MAX_INTENSITY:g}")
+        return feeling.scaled(number / max(w for _, w in feeling.weights))
+
+    def save(self, name: str) -> Path:
+        from datetime import datetime
+
+        from ..files import atomic_write, conversations_folder
+
+        stamp = f"{datetime.now():%Y-%m-%d-%H%M%S}.json"
+        path = Path(name).expanduser() if name else conversations_folder() / stamp
+        content = {"model": self.model.id, "feeling": str(self.chat.feeling), "messages": self.chat.messages}
+        with atomic_write(path) as temporary:
+            temporary.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        return path

@@ -1,0 +1,46 @@
+"""``mlx-emotion generate``."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from typing import Any
+
+import click
+
+from ..errors import UsageError
+from .options import check_seed, generation_options, load, session_options
+
+MAX_PROMPT = 1 << 20
+
+
+@click.command(name="generate")
+@click.argument("prompt", metavar="PROMPT|-")
+@generation_options
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the text.")
+def command(prompt: str, as_json: bool, **given: Any) -> None:
+    """Answer PROMPT, or standard input for -."""
+    options, seed = session_options(given), check_seed(given["seed"])
+    if prompt == "-":
+        prompt = sys.stdin.read(MAX_PROMPT + 1)
+    if not prompt.strip():
+        raise UsageError("the prompt is empty")
+    if len(prompt) > MAX_PROMPT:
+        raise UsageError(f"the prompt is longer than {MAX_PROMPT} characters")
+    from ..emotions import Feeling
+    from ..events import Done, Token
+
+    if given["vectors"] is None and given["model"] is None:
+        Feeling.of(given["emotion"])  # a typo is told before the model is loaded
+    model = load(given)
+    chat = model.chat(given["emotion"], **options)
+    for event in chat.stream(prompt, seed=seed):
+        if isinstance(event, Token) and not as_json:
+            sys.stdout.write(event.text)
+            sys.stdout.flush()
+        elif isinstance(event, Done):
+            if as_json:
+                print(json.dumps(dataclasses.asdict(model.generation(event)), ensure_ascii=False))
+            else:
+                print(flush=True)

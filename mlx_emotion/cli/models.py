@@ -1,0 +1,52 @@
+"""``mlx-emotion models``."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+
+@click.command(name="models")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
+def command(as_json: bool) -> None:
+    """Which usable models are on this machine, and which have a pack."""
+    from ..errors import MLXEmotionError
+    from ..model import find_packs
+    from ..models import default_model, identify, local_models, quantization
+
+    rows = []
+    for name, path, size in local_models():
+        try:
+            identity, config = identify(str(path))
+        except MLXEmotionError as error:
+            click.echo(f"{name}: {error}", err=True)
+            continue
+        rows.append(
+            {
+                "model": name,
+                "architecture": identity.architecture,
+                "layers": identity.layers,
+                "width": identity.width,
+                "quantization": quantization(config),
+                "megabytes": round(size / 1e6, 1),
+                "packs": [p.stem for p in find_packs(identity)],
+                "default": name == default_model(),
+            }
+        )
+    if as_json:
+        click.echo(json.dumps(rows, indent=1))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for column in ("model", "kind", "layers", "quantised", "size", "packs"):
+        table.add_column(column)
+    for r in rows:
+        mark = " *" if r["default"] else ""
+        table.add_row(
+            r["model"] + mark, r["architecture"], f"{r['layers']}x{r['width']}", r["quantization"],
+            f"{r['megabytes']} MB", ", ".join(r["packs"]) or "none: mlx-emotion extract",
+        )  # fmt: skip
+    Console().print(table)

@@ -1,0 +1,92 @@
+"""Options that several commands share, and how they become a model and a feeling."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from ..model import Model
+
+MODEL = click.option(
+    "--model", "-m", metavar="M", help="A model folder or Hugging Face id. Default: the configured one, else embedded."
+)
+SITE = click.option("--site", type=click.Choice(["attention", "residual"]), help="Where vectors are read and added.")
+TRUST = click.option("--trust-remote-code", is_flag=True, help="Let the model's own Python files run.")
+
+_LOADING = [
+    MODEL,
+    click.option("--vectors", metavar="PACK", help="A pack file. Default: the one on this machine made for the model."),
+    SITE,
+    click.option("--adapter", metavar="FOLDER", help="A LoRA adapter to put on the model."),
+    click.option("--force", is_flag=True, help="Use a pack of another model, where the shapes allow it."),
+    TRUST,
+]
+_FEELING = [
+    click.option("--emotion", "-e", metavar="SPEC", default="neutral", show_default=True,
+                 help="fear, fear:0.5, fear:0.8,joy:0.2, valence=-0.5,arousal=0.8, base or neutral."),
+    click.option("--scale", type=float, metavar="X", help="A raw multiplier, in place of calibrated intensities."),
+    click.option("--positions", type=click.Choice(["response", "all"]), default="response", show_default=True,
+                 help="Which tokens are steered."),
+    click.option("--history", type=click.Choice(["keep", "refeel"]), default="keep", show_default=True,
+                 help="What a change of feeling does to what was said before."),
+    click.option("--system", metavar="TEXT", help="A system message."),
+    click.option("--temp", type=float, default=0.6, show_default=True, metavar="T", help="Sampling temperature."),
+    click.option("--top-p", type=float, default=0.9, show_default=True, metavar="P", help="Nucleus sampling."),
+    click.option("--max-tokens", type=int, default=512, show_default=True, metavar="N", help="Longest reply."),
+    click.option("--seed", type=int, metavar="S", help="Same seed, same machine, same versions: same text."),
+    click.option("--no-guard", is_flag=True, help="Do not weaken the feeling when a reply begins to loop."),
+]  # fmt: skip
+
+
+def generation_options(command: Callable) -> Callable:
+    """The options of ``chat`` and ``generate``."""
+    for option in reversed([*_LOADING, *_FEELING]):
+        command = option(command)
+    return command
+
+
+def load(given: dict[str, Any]) -> Model:
+    """The model that the loading options ask for."""
+    from .. import load as load_model
+
+    return load_model(
+        given["model"],
+        vectors=given["vectors"],
+        site=given["site"],
+        force=given["force"],
+        adapter=given["adapter"],
+        trust_remote_code=given["trust_remote_code"],
+    )
+
+
+def session_options(given: dict[str, Any]) -> dict[str, Any]:
+    """What a conversation needs of the feeling options, checked before any model is loaded."""
+    from ..session import Options
+
+    chosen = {
+        "temperature": given["temp"],
+        "top_p": given["top_p"],
+        "max_tokens": given["max_tokens"],
+        "positions": given["positions"],
+        "history": given["history"],
+        "system": given["system"],
+        "scale": given["scale"],
+        "guard": not given["no_guard"],
+    }
+    Options(**chosen)
+    return chosen
+
+
+def check_seed(seed: int | None) -> int | None:
+    """``seed`` if MLX can take it."""
+    if seed is not None and not 0 <= seed < 2**63:
+        raise click.UsageError(f"seed is {seed}, wanted 0 to 2^63 - 1")
+    return seed
+
+
+def one_line(text: str) -> str:
+    """``text`` with what could move the cursor or change colours taken out."""
+    return "".join(c for c in text if c.isprintable() or c in "\n\t")

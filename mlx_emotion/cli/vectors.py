@@ -1,0 +1,106 @@
+"""``mlx-emotion vectors``: packs on this machine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+
+@click.group(name="vectors")
+def command() -> None:
+    """List, show and check packs."""
+
+
+def _resolve(name: str) -> Path:
+    """A pack by file, or by name among the user's and the shipped ones."""
+    from ..files import packs_folder
+    from ..vectors import shipped_packs
+
+    for path in (Path(name), packs_folder() / f"{name}.safetensors", shipped_packs() / f"{name}.safetensors"):
+        if path.is_file():
+            return path
+    return Path(name)
+
+
+@command.command(name="list")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
+def list_(as_json: bool) -> None:
+    """The packs on this machine."""
+    from ..errors import PackError
+    from ..files import packs_folder
+    from ..vectors import read_info, shipped_packs
+
+    rows = []
+    for folder in (packs_folder(), shipped_packs()):
+        for path in sorted(folder.glob("*.safetensors")):
+            try:
+                info = read_info(path)
+            except PackError as error:
+                click.echo(str(error), err=True)
+                continue
+            rows.append((path, info))
+    if as_json:
+        items = [{"name": p.stem, "path": str(p), "model": i.model.id, "site": i.site} for p, i in rows]
+        click.echo(json.dumps([{**r, "emotions": list(i.emotions)} for r, (_, i) in zip(items, rows)], indent=1))
+        return
+    if not rows:
+        click.echo("no packs yet; make one with `mlx-emotion extract`", err=True)
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for column in ("pack", "model", "site", "emotions"):
+        table.add_column(column)
+    for path, info in rows:
+        table.add_row(path.stem, info.model.id, info.site, ", ".join(info.emotions))
+    Console().print(table)
+
+
+@command.command(name="show")
+@click.argument("pack")
+@click.option("--json", "as_json", is_flag=True, help="Print the metadata as JSON.")
+def show(pack: str, as_json: bool) -> None:
+    """What a pack is and what is in it."""
+    import numpy as np
+
+    from ..vectors import EmotionVectors
+
+    found = EmotionVectors.load(_resolve(pack))
+    info = found.info
+    if as_json:
+        click.echo(json.dumps(json.loads(info.to_json()), indent=1))
+        return
+    m = info.model
+    click.echo(f"{found.path}")
+    click.echo(f"model      {m.id} {m.revision}".rstrip() + f" ({m.architecture}, {m.layers} layers of {m.width})")
+    click.echo(f"           fingerprint {m.fingerprint}")
+    click.echo(f"steers     {info.site}, positions {info.positions}; method {info.method}")
+    click.echo(f"queries    {info.queries.get('name', 'unknown')}; made {info.created or 'at an unknown time'}")
+    click.echo(f"{'emotion':12}{'queries':>8}{'scale':>8}{'norm':>9}{'with base':>11}")
+    base = found.base.ravel()
+    for name, entry in info.emotions.items():
+        v = found[name].ravel()
+        cosine = float(v @ base / (np.linalg.norm(v) * np.linalg.norm(base)))
+        scale = entry.get("scale")
+        shown = "-" if scale is None else f"{scale:.2f}"
+        click.echo(f"{name:12}{entry.get('count', 0):>8}{shown:>8}{np.linalg.norm(v):>9.3f}{cosine:>11.2f}")
+
+
+@command.command(name="check")
+@click.argument("pack")
+@click.option("--model", "-m", metavar="M", help="Also check that it is for this model.")
+def check(pack: str, model: str | None) -> None:
+    """Check that a pack is whole and, with --model, that it is for that model."""
+    from ..errors import PackError
+    from ..models import identify
+    from ..vectors import EmotionVectors
+
+    found = EmotionVectors.load(_resolve(pack))
+    if model is not None:
+        identity, _ = identify(model)
+        if wrong := found.mismatches(identity):
+            raise PackError(f"{found.path} is not for {identity.id}: {'; '.join(wrong)}")
+    click.echo(f"{found.path}: whole, {len(found)} emotions, {found.info.model.id} at site {found.info.site}")

@@ -1,0 +1,65 @@
+"""What a conversation tells its listener. Only str, numbers and tuples: safe to pass between threads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+Weights = tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True)
+class Token:
+    """One more token of the reply. ``text`` may be empty while a character is not whole."""
+
+    text: str
+    index: int
+
+
+@dataclass(frozen=True)
+class FeelingChanged:
+    """The feeling is another from token ``index`` + 1 on (decoding runs one token ahead)."""
+
+    feeling: str
+    weights: Weights
+    index: int
+
+
+@dataclass(frozen=True)
+class GuardTripped:
+    """The reply began to loop at token ``index``; from here on the dose is times ``factor``."""
+
+    index: int
+    factor: float
+
+
+@dataclass(frozen=True)
+class Done:
+    """The reply is complete.
+
+    ``finish_reason``: ``stop`` (ended by itself), ``length``, ``cancelled`` or ``loop`` (the guard ended
+    it). ``scale`` is the raw scale per emotion at the end; ``prefilled`` counts prompt tokens computed
+    for this reply; times are in seconds.
+    """
+
+    text: str
+    finish_reason: str
+    feeling: str
+    scale: Weights
+    seed: int
+    guard: bool
+    prompt_tokens: int
+    prefilled: int
+    tokens: int
+    tokens_per_second: float
+    time_to_first_token: float
+    timeline: tuple[tuple[int, str], ...] = field(default=())
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The reply ended with an error; what came before it is kept."""
+
+    error: str
+
+
+Event = Token | FeelingChanged | GuardTripped | Done | Failed

@@ -1,0 +1,278 @@
+"""Extraction: from queries and a model to a pack, as in arXiv 2502.04075, section 3.1.
+
+Each query is answered in the neutral setting (as it stands) and in the emotional one (with an
+instruction to answer with the emotion). Per layer, the mean activation over the emotional answer's
+tokens minus that over the neutral answer's is the query's shift; the emotion vector is the mean
+shift over the emotion's queries.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+
+from . import queries as query_sets
+from .batch import Finished, Job, run_batch
+from .emotions import check_name, instructions
+from .errors import ExtractionError, Interrupted, UsageError
+from .files import atomic_write, extraction_folder
+from .session import Voice
+from .vectors import EmotionVectors, PackInfo
+
+STATE_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far the work is: ``done`` of ``total`` answers; ``tokens`` response tokens made in this run."""
+
+    done: int
+    total: int
+    tokens: int
+
+
+@dataclass
+class Plan:
+    """What is to be extracted. ``wordings`` maps each emotion to its instructions, taken in turn."""
+
+    queries: Mapping[str, list[str]]
+    source: dict[str, str]
+    wordings: Mapping[str, tuple[str, ...]]
+    max_tokens: int = 128
+    keep_samples: bool = False
+
+    @classmethod
+    def make(
+        cls,
+        emotions: Iterable[str] | None = None,
+        queries: str | Path | Mapping[str, list[str]] | None = None,
+        limit: int | None = None,
+        max_tokens: int = 128,
+        keep_samples: bool = False,
+    ) -> Plan:
+        """A plan for ``emotions`` (all of the set by default), at most ``limit`` queries each.
+
+        ``queries`` is a file in the papers' format or such an object; the shipped extraction set by
+        default. Raises ``UsageError`` or ``QueryError``.
+        """
+        if isinstance(queries, Mapping):
+            found = {k: list(v) for k, v in queries.items()}
+            digest = hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
+            source = {"name": "given", "sha256": digest}
+        else:
+            found, source = query_sets.read(queries) if queries else query_sets.shipped()
+        if limit is not None and limit < 1:
+            raise UsageError(f"limit is {limit}, wanted at least 1")
+        names = list(emotions) if emotions is not None else [e for e in found if e != "neutral"]
+        names = [check_name(n, found) for n in names]
+        if not names:
+            raise UsageError("no emotion to extract")
+        chosen = {n: found[n][:limit] for n in names}
+        return cls(chosen, source, {n: instructions(n) for n in names}, max_tokens, keep_samples)
+
+    @property
+    def total(self) -> int:
+        """Answers to generate: two a query."""
+        return 2 * sum(len(q) for q in self.queries.values())
+
+
+@dataclass
+class _State:
+    """Sums so far. ``shifts`` are ``[L, d]`` float64 an emotion; ``done`` the query numbers they contain."""
+
+    shape: tuple[int, int]
+    shifts: dict[str, np.ndarray]
+    done: dict[str, list[int]]
+    empty: dict[str, list[int]]
+    norm: np.ndarray
+    answers: int = 0
+    samples: dict[str, np.ndarray] = field(default_factory=dict)
+
+    @classmethod
+    def fresh(cls, plan: Plan, shape: tuple[int, int]) -> _State:
+        names = list(plan.queries)
+        return cls(
+            shape,
+            {n: np.zeros(shape) for n in names},
+            {n: [] for n in names},
+            {n: [] for n in names},
+            np.zeros(shape[0]),
+        )
+
+
+class Extraction:
+    """One extraction, to be run to its end, maybe in several goes. Runs on the thread that owns MLX."""
+
+    def __init__(self, voice: Voice, plan: Plan, batch_size: int = 16, restart: bool = False) -> None:
+        if batch_size < 1:
+            raise UsageError(f"batch-size is {batch_size}, wanted at least 1")
+        self.voice, self.plan, self.batch_size = voice, plan, batch_size
+        identity, site = voice.loaded.identity, voice.taps.site
+        key = json.dumps(
+            [STATE_FORMAT, identity.fingerprint, site, voice.taps.layers, plan.source, plan.max_tokens]
+            + [plan.keep_samples, {n: [list(plan.wordings[n]), len(q)] for n, q in plan.queries.items()}],
+            sort_keys=True,
+        )
+        self.folder = extraction_folder() / hashlib.sha256(key.encode()).hexdigest()[:16]
+        self.shape = (voice.taps.count, voice.taps.width)
+        if restart:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        self.state = self._load() or _State.fresh(plan, self.shape)
+
+    @property
+    def resumed(self) -> int:
+        """Answers found done when this object was made."""
+        return 2 * sum(len(d) for d in self.state.done.values())
+
+    def _load(self) -> _State | None:
+        from safetensors import SafetensorError, safe_open
+
+        path = self.folder / "state.safetensors"
+        try:
+            with safe_open(path, "numpy") as file:
+                note = json.loads(file.metadata()["state"])
+                shifts = {n: file.get_tensor(f"shift.{n}") for n in self.plan.queries}
+                norm = file.get_tensor("norm")
+        except (OSError, SafetensorError, KeyError, ValueError, TypeError):
+            return None  # none yet, or of another version: begin again
+        return _State(self.shape, shifts, note["done"], note["empty"], norm, note["answers"])
+
+    def _save(self) -> None:
+        from safetensors.numpy import save_file
+
+        state = self.state
+        tensors = {f"shift.{n}": v for n, v in state.shifts.items()} | {"norm": state.norm}
+        note = {"done": state.done, "empty": state.empty, "answers": state.answers}
+        for samples in state.samples.values():
+            samples.flush()  # type: ignore[attr-defined]  # a memory map
+        with atomic_write(self.folder / "state.safetensors", ExtractionError) as temporary:
+            try:
+                save_file(tensors, temporary, {"state": json.dumps(note)})
+            except Exception as error:  # safetensors' own error for a full disk
+                raise ExtractionError(f"cannot write {self.folder}: {error}") from None
+
+    def _samples(self, emotion: str) -> np.ndarray:
+        if emotion not in self.state.samples:
+            path = self.folder / f"samples-{list(self.plan.queries).index(emotion)}.npy"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shape = (len(self.plan.queries[emotion]), *self.shape)
+            mode = "r+" if path.exists() else "w+"
+            self.state.samples[emotion] = np.lib.format.open_memmap(path, mode=mode, dtype=np.float16, shape=shape)
+        return self.state.samples[emotion]
+
+    def _jobs(self) -> Iterator[Job]:
+        template, plan = self.voice.loaded.template, self.plan
+        done = {n: set(self.state.done[n]) | set(self.state.empty[n]) for n in plan.queries}
+        for i in range(max(map(len, plan.queries.values()))):
+            for emotion, questions in plan.queries.items():
+                if i >= len(questions) or i in done[emotion]:
+                    continue
+                wordings = plan.wordings[emotion]
+                asked = f"{wordings[i % len(wordings)]}\n\n{questions[i]}"
+                for setting, text in ((0, questions[i]), (1, asked)):
+                    prompt = template.encode(template.render([{"role": "user", "content": text}]))
+                    yield Job((emotion, i, setting), prompt)
+
+    def run(
+        self, progress: Callable[[Progress], None] | None = None, stopped: Callable[[], bool] = lambda: False
+    ) -> EmotionVectors:
+        """Generate what is missing and return the pack, not yet calibrated.
+
+        Stopped or killed, the next run goes on and loses at most the answers in flight. Raises
+        ``Interrupted`` when ``stopped`` says so, ``ExtractionError`` when there is nothing to average.
+        """
+        state, total = self.state, self.plan.total
+        waiting: dict[tuple[str, int], Finished] = {}
+        unsaved = tokens = 0
+        finished = 2 * sum(len(state.done[n]) + len(state.empty[n]) for n in state.done)
+        try:
+            results = run_batch(
+                self.voice,
+                self._jobs(),
+                batch_size=self.batch_size,
+                max_tokens=self.plan.max_tokens,
+                capture=True,
+                stopped=stopped,
+            )
+            for answer in results:
+                assert isinstance(answer, Finished)
+                emotion, i, _ = answer.key
+                finished += 1
+                tokens += len(answer.tokens)
+                other = waiting.pop((emotion, i), None)
+                if other is None:
+                    waiting[emotion, i] = answer
+                else:
+                    neutral, emotional = sorted((answer, other), key=lambda a: a.key[2])
+                    self._add(emotion, i, neutral, emotional)
+                    unsaved += 1
+                    if unsaved * 2 >= self.batch_size:
+                        self._save()
+                        unsaved = 0
+                if progress:
+                    progress(Progress(finished, total, tokens))
+        finally:
+            if unsaved:
+                self._save()
+        if stopped():
+            raise Interrupted("extraction stopped; the same command goes on from here")
+        pack = self._pack()
+        return pack
+
+    def _add(self, emotion: str, i: int, neutral: Finished, emotional: Finished) -> None:
+        state = self.state
+        if neutral.mean is None or emotional.mean is None or neutral.norm is None:
+            state.empty[emotion].append(i)
+            return
+        shift = emotional.mean - neutral.mean
+        state.shifts[emotion] += shift
+        state.norm += neutral.norm
+        state.answers += 1
+        if self.plan.keep_samples:
+            self._samples(emotion)[i] = shift
+        state.done[emotion].append(i)
+
+    def _pack(self) -> EmotionVectors:
+        state, plan, loaded = self.state, self.plan, self.voice.loaded
+        for emotion, done in state.done.items():
+            if not done:
+                raise ExtractionError(f"{loaded.identity.id} gave only empty answers for {emotion}; nothing to average")
+        info = PackInfo(
+            model=loaded.identity,
+            site=self.voice.taps.site,
+            emotions={
+                n: {"instructions": list(plan.wordings[n]), "count": len(state.done[n]), "scale": None}
+                for n in plan.queries
+            },
+            queries=dict(plan.source),
+            decoding={"temperature": 0.0, "max_tokens": plan.max_tokens},
+            versions=library_versions(),
+            created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        )
+        vectors = {n: state.shifts[n] / len(state.done[n]) for n in plan.queries}
+        samples = {n: self._samples(n)[sorted(state.done[n])] for n in plan.queries} if plan.keep_samples else None
+        return EmotionVectors(vectors, info, (state.norm / state.answers).astype(np.float32), samples)
+
+    def forget(self) -> None:
+        """Remove the unfinished state; the pack is safe elsewhere."""
+        self.state.samples.clear()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of what made a pack."""
+    found = {}
+    for name in ("mlx-emotion", "mlx", "mlx-lm", "transformers", "numpy"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "unknown"
+    return found

@@ -1,0 +1,103 @@
+"""Where the user's files live, the configuration, and writing that leaves no half file behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from .errors import MLXEmotionError, UsageError
+
+HOME_VARIABLE = "MLX_EMOTION_HOME"
+APP = "mlx-emotion"
+
+
+def _folder(kind: str) -> Path:
+    if home := os.environ.get(HOME_VARIABLE):
+        return Path(home).expanduser() / kind
+    import platformdirs
+
+    # On a Mac config and data share one folder; the file names below stay distinct.
+    return Path(
+        {
+            "config": platformdirs.user_config_dir,
+            "data": platformdirs.user_data_dir,
+            "cache": platformdirs.user_cache_dir,
+        }[kind](APP)
+    )
+
+
+def config_file() -> Path:
+    """The TOML file with the user's settings."""
+    return _folder("config") / "config.toml"
+
+
+def packs_folder() -> Path:
+    """Where ``extract`` puts packs and where they are looked for."""
+    return _folder("data") / "packs"
+
+
+def conversations_folder() -> Path:
+    return _folder("data") / "conversations"
+
+
+def extraction_folder() -> Path:
+    """Unfinished extractions, to go on with."""
+    return _folder("cache") / "extraction"
+
+
+def all_paths() -> dict[str, Path]:
+    """Every place this project keeps a user's files, by what is there."""
+    return {
+        "config": config_file(),
+        "packs": packs_folder(),
+        "conversations": conversations_folder(),
+        "extraction": extraction_folder(),
+    }
+
+
+def load_config() -> dict[str, Any]:
+    """The user's settings; empty without a file. Raises ``UsageError`` for a file that is not TOML."""
+    path = config_file()
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise UsageError(f"{path}: {error}") from None
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path, error: type[MLXEmotionError] = MLXEmotionError) -> Iterator[Path]:
+    """Give a temporary path beside ``path``; when the block ends well it takes ``path``'s place.
+
+    On any exception, and if the machine stops, ``path`` is as it was. An ``OSError`` (no space, no
+    permission) becomes ``error`` with one line.
+    """
+    path = Path(path)
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        os.close(handle)
+        temporary = Path(name)
+        yield temporary
+        with open(temporary, "rb") as written:
+            os.fsync(written.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)  # mkstemp makes files only their owner can read
+        temporary.replace(path)
+    except OSError as problem:
+        raise error(f"cannot write {path}: {problem.strerror or problem}") from None
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)

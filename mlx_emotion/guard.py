@@ -1,0 +1,47 @@
+"""Repetition: how over-steering fails. A cheap detector for while a reply is written, and distinct-2 for after."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+LONGEST_PERIOD = 40
+REPEATS = 3
+SHORTEST_LOOP = 9
+
+
+class LoopDetector:
+    """Notices when the end of a token sequence is one block said three times in a row.
+
+    ``add`` costs one comparison for each period up to 40 tokens. A loop is at least 9 tokens long, so
+    that "very, very, very" is no loop.
+    """
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        self._tokens: list[int] = []
+        self._runs = [0] * (LONGEST_PERIOD + 1)
+
+    def add(self, token: int) -> bool:
+        """Take in one token; ``True`` when a loop has just been completed."""
+        tokens, runs = self._tokens, self._runs
+        looped = False
+        for period in range(1, min(LONGEST_PERIOD, len(tokens)) + 1):
+            if tokens[-period] == token:
+                runs[period] += 1
+                # A run of n equal pairs at a distance p is a block of p repeated over n + p tokens.
+                if runs[period] + period >= max(REPEATS * period, SHORTEST_LOOP):
+                    looped = True
+            else:
+                runs[period] = 0
+        tokens.append(token)
+        if len(tokens) > LONGEST_PERIOD:
+            del tokens[0]
+        return looped
+
+
+def distinct_2(items: Sequence[object]) -> float:
+    """Unique over total bigrams of ``items`` (words or tokens), in [0, 1]; 1 for fewer than two."""
+    pairs = list(zip(items, items[1:]))
+    return len(set(pairs)) / len(pairs) if pairs else 1.0

@@ -1,0 +1,279 @@
+"""``Model`` and ``Chat``: the library's front door. Usable from any thread; the work runs on the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .emotions import Feeling
+from .engine import Engine, shared
+from .errors import ModelError, PackError, UsageError
+from .events import Done, Event
+from .files import packs_folder
+from .models import LoadedModel, load_model
+from .session import Options, Session, Voice, parse_feeling
+from .steering import Taps
+from .vectors import EmotionVectors, Identity, read_info, shipped_packs
+
+FeelingLike = Feeling | str | Mapping[str, float] | None
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One complete reply; ``scale`` is the raw scale per emotion, times are in seconds."""
+
+    text: str
+    feeling: str
+    scale: dict[str, float]
+    model: str
+    pack: str | None
+    seed: int
+    finish_reason: str
+    guard: bool
+    prompt_tokens: int
+    tokens: int
+    tokens_per_second: float
+    time_to_first_token: float
+
+
+def find_packs(identity: Identity, site: str | None = None) -> list[Path]:
+    """The packs on this machine made for this very model, the user's own before shipped ones."""
+    found = []
+    for folder in (packs_folder(), shipped_packs()):
+        for path in sorted(folder.glob("*.safetensors")):
+            try:
+                info = read_info(path)
+            except PackError:
+                continue  # `vectors list` reports it
+            if info.model.fingerprint == identity.fingerprint and site in (None, info.site):
+                found.append(path)
+    return found
+
+
+class Model:
+    """A chat model with its emotion vectors. Make one with ``mlx_emotion.load``.
+
+    ``emotions`` are those it can feel; ``vectors`` its pack or ``None``.
+    """
+
+    def __init__(self, engine: Engine, voice: Voice) -> None:
+        self._engine, self._voice = engine, voice
+
+    @property
+    def id(self) -> str:
+        return self._voice.loaded.identity.id
+
+    @property
+    def identity(self) -> Identity:
+        return self._voice.loaded.identity
+
+    @property
+    def path(self) -> Path:
+        return self._voice.loaded.path
+
+    @property
+    def quantization(self) -> str:
+        return self._voice.loaded.quantization
+
+    @property
+    def site(self) -> str:
+        return self._voice.taps.site
+
+    @property
+    def vectors(self) -> EmotionVectors | None:
+        return self._voice.vectors
+
+    @property
+    def emotions(self) -> list[str]:
+        return self._voice.known
+
+    def use(self, vectors: EmotionVectors | str | Path | None, force: bool = False) -> None:
+        """Take another pack. Raises ``PackError`` that lists every difference, unless ``force`` and the shapes fit."""
+        pack = check_pack(vectors, self.identity, self.site, force) if vectors is not None else None
+        old = self._voice
+        self._voice = Voice(old.loaded, old.taps, pack)
+
+    def feeling(self, value: FeelingLike) -> Feeling:
+        """``value`` as a feeling of this model. Raises ``UsageError``."""
+        return parse_feeling(self._voice, value)
+
+    def chat(self, feeling: FeelingLike = None, **options: Any) -> Chat:
+        """A new conversation; ``options`` are those of ``Options``."""
+        return Chat(self, self.feeling(feeling), _options(options))
+
+    def generate(self, prompt: str, feeling: FeelingLike = None, seed: int | None = None, **options: Any) -> Generation:
+        """One reply to one message. Raises ``UsageError`` for what is wrong with the arguments."""
+        chat = self.chat(feeling, **options)
+        done: Done | None = None
+        for event in chat.stream(prompt, seed=seed):
+            if isinstance(event, Done):
+                done = event
+        assert done is not None
+        return self.generation(done)
+
+    def generation(self, done: Done) -> Generation:
+        """The end of a reply as a record."""
+        pack = self.vectors.path if self.vectors is not None else None
+        return Generation(
+            text=done.text,
+            feeling=done.feeling,
+            scale=dict(done.scale),
+            model=self.id,
+            pack=str(pack) if pack else None,
+            seed=done.seed,
+            finish_reason=done.finish_reason,
+            guard=done.guard,
+            prompt_tokens=done.prompt_tokens,
+            tokens=done.tokens,
+            tokens_per_second=round(done.tokens_per_second, 2),
+            time_to_first_token=round(done.time_to_first_token, 4),
+        )
+
+    def run(self, work: Any, *args: Any, **kwargs: Any) -> Any:
+        """Run ``work(voice, *args)`` on the thread that owns this model and return its result."""
+        return self._engine.run(work, self._voice, *args, **kwargs)
+
+    def close(self) -> None:
+        """Give the model's memory back; it cannot be used afterwards."""
+        self._engine.run(self._voice.taps.remove)
+
+
+class Chat:
+    """A conversation. ``feel`` and ``stop`` act at once, also from another thread while a reply is streaming."""
+
+    def __init__(self, model: Model, feeling: Feeling, options: Options) -> None:
+        self._model = model
+        self._session = Session(model._voice, feeling, options)
+
+    @property
+    def feeling(self) -> Feeling:
+        return self._session.feeling
+
+    @property
+    def messages(self) -> list[dict[str, str]]:
+        """The conversation so far, as role and content."""
+        return self._session._messages(self._session.turns)
+
+    def feel(self, feeling: FeelingLike) -> Feeling:
+        """Change the feeling; acts from the next token. Raises ``UsageError``."""
+        value = self._model.feeling(feeling)
+        self._session.feel(value)
+        return value
+
+    def stop(self) -> None:
+        """End the reply under way; what came is kept."""
+        self._session.stop()
+
+    def reset(self) -> None:
+        """Forget the conversation."""
+        self._model._engine.run(self._session.reset)
+
+    def stream(self, message: str, seed: int | None = None) -> Iterator[Event]:
+        """Answer ``message``; yields events, the last of them ``Done``. Closing the iterator ends the reply."""
+        return self._model._engine.stream(lambda: self._session.reply(message, seed), self._session._stop)
+
+    def again(self, feeling: FeelingLike = None, seed: int | None = None) -> Iterator[Event]:
+        """Answer the last message again, with another feeling if one is given."""
+        if feeling is not None:
+            self.feel(feeling)
+        return self._model._engine.stream(lambda: self._session.again(seed), self._session._stop)
+
+
+def _options(given: Mapping[str, Any]) -> Options:
+    known = Options.__dataclass_fields__
+    if unknown := [k for k in given if k not in known]:
+        raise UsageError(f"unknown option {', '.join(unknown)}: known are {', '.join(known)}")
+    return Options(**given)
+
+
+def check_pack(vectors: EmotionVectors | str | Path, identity: Identity, site: str, force: bool) -> EmotionVectors:
+    """The pack, if it is for this model and site. Raises ``PackError`` that lists every difference."""
+    pack = vectors if isinstance(vectors, EmotionVectors) else EmotionVectors.load(vectors)
+    wrong = pack.mismatches(identity, site)
+    if wrong and not (force and pack.fits(identity)):
+        way_on = "use a pack made for it"
+        if pack.fits(identity):
+            way_on += ", or --force (force=True) to use this one all the same"
+        raise PackError(f"{pack.path or 'this pack'} is not for this model: {'; '.join(wrong)}; {way_on}")
+    return pack
+
+
+def load(
+    model: str | None = None,
+    *,
+    vectors: EmotionVectors | str | Path | None = None,
+    site: str | None = None,
+    layers: Iterable[int] | None = None,
+    force: bool = False,
+    revision: str | None = None,
+    adapter: str | None = None,
+    trust_remote_code: bool = False,
+) -> Model:
+    """Load a chat model and its pack.
+
+    ``model`` is a folder or a Hugging Face id; the configured default, else the embedded model,
+    without one. ``vectors`` is a pack; without one, the pack on this machine that was made for this
+    model. ``site`` is ``attention`` or ``residual``: the pack's own, else ``attention``. ``layers``
+    are the 0-based layers to steer, all by default. Raises ``ModelError`` or ``PackError``.
+    """
+    pack = EmotionVectors.load(vectors) if isinstance(vectors, str | Path) else vectors
+    place = site or (pack.info.site if pack is not None else "attention")
+    engine = shared()
+
+    def work() -> Voice:
+        loaded = load_model(model, revision=revision, adapter=adapter, trust_remote_code=trust_remote_code)
+        return make_voice(loaded, place, layers, pack, force)
+
+    return Model(engine, engine.run(work))
+
+
+def make_voice(
+    loaded: LoadedModel, site: str, layers: Iterable[int] | None, pack: EmotionVectors | None, force: bool = False
+) -> Voice:
+    """Tap and test a loaded model, and find its pack if none is given. On the thread that owns MLX."""
+    taps = Taps(loaded.model, site, layers).attach()
+    try:
+        taps.self_test()
+        if taps.width != loaded.identity.width or taps.count != loaded.identity.layers:
+            raise ModelError(
+                f"{loaded.identity.id} has {taps.count} layers of width {taps.width}, its config says "
+                f"{loaded.identity.layers} of {loaded.identity.width}"
+            )
+        if pack is not None:
+            pack = check_pack(pack, loaded.identity, site, force)
+        elif found := find_packs(loaded.identity, site):
+            pack = EmotionVectors.load(found[0])
+    except BaseException:
+        taps.remove()
+        raise
+    return Voice(loaded, taps, pack)
+
+
+def extract(
+    model: Model,
+    emotions: Iterable[str] | None = None,
+    queries: str | Path | Mapping[str, list[str]] | None = None,
+    limit: int | None = None,
+    batch_size: int = 16,
+    max_tokens: int = 128,
+    keep_samples: bool = False,
+    restart: bool = True,
+) -> EmotionVectors:
+    """Extract emotion vectors from ``model`` (arXiv 2502.04075, section 3.1), without calibration.
+
+    ``queries`` is a JSON file or an object, emotion -> questions; the shipped set by default.
+    ``restart=False`` goes on with an earlier, unfinished extraction of the same settings.
+    """
+    from .extraction import Extraction, Plan
+
+    plan = Plan.make(emotions, queries, limit, max_tokens, keep_samples)
+
+    def work(voice: Voice) -> EmotionVectors:
+        extraction = Extraction(voice, plan, batch_size, restart)
+        pack = extraction.run()
+        extraction.forget()
+        return pack
+
+    return model.run(work)

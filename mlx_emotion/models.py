@@ -1,0 +1,300 @@
+"""Find and load a chat model; its fingerprint; what its chat template can and cannot do."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import ModelError
+from .files import load_config as load_settings
+from .vectors import Identity
+
+if TYPE_CHECKING:
+    import mlx.nn as nn
+    from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+EMBEDDED = "embedded"
+"""The name of the model that comes with the package."""
+
+# What mlx-lm fetches; a snapshot with these is complete for it.
+PATTERNS = [
+    "*.json", "model*.safetensors", "*.py", "tokenizer.model", "*.tiktoken", "tiktoken.model",
+    "*.txt", "*.jsonl", "*.jinja",
+]  # fmt: skip
+
+# For tokenizers that ship no template. ChatML where its marks are in the vocabulary, else plain roles.
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+PLAIN = (
+    "{% for m in messages %}{% if m['role'] == 'system' %}{{ m['content'] + '\n\n' }}"
+    "{% else %}{{ ('User: ' if m['role'] == 'user' else 'Assistant: ') + m['content'] + '\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+)
+PLAIN_STOP = ("\nUser:",)
+
+Message = dict[str, str]
+
+
+class ChatTemplate:
+    """Messages to the text a model was trained on, whatever its template lacks.
+
+    ``system_role`` is ``native``, or ``merged`` where the template refuses or drops a system message
+    and its text goes in front of the first user message. ``stops`` are texts that end a reply.
+    """
+
+    def __init__(self, tokenizer: TokenizerWrapper) -> None:
+        self.tokenizer = tokenizer
+        self.override: str | None = None
+        self.stops: tuple[str, ...] = ()
+        if not tokenizer.has_chat_template:
+            vocabulary = tokenizer.get_vocab()
+            chatml = "<|im_start|>" in vocabulary and "<|im_end|>" in vocabulary
+            self.override, self.stops = (CHATML, ("<|im_end|>",)) if chatml else (PLAIN, PLAIN_STOP)
+        probe = "zyxsystemzyx"
+        try:
+            text = self._apply([{"role": "system", "content": probe}, {"role": "user", "content": "hi"}], True)
+            self.system_role = "native" if probe in text else "merged"
+        except Exception:  # jinja's own error, or whatever a template raises
+            self.system_role = "merged"
+
+    def _apply(self, messages: list[Message], generate: bool) -> str:
+        options: dict[str, Any] = {"add_generation_prompt": generate, "enable_thinking": False}
+        if self.override:
+            options["chat_template"] = self.override
+        return self.tokenizer.apply_chat_template(messages, tokenize=False, **options)
+
+    def render(self, messages: list[Message], generate: bool = True) -> str:
+        """The prompt text; ``generate`` opens the assistant's turn. Raises ``ModelError``."""
+        if self.system_role == "merged" and messages and messages[0]["role"] == "system":
+            system, rest = messages[0]["content"], messages[1:]
+            messages = [
+                {**m, "content": f"{system}\n\n{m['content']}"} if i == 0 else m for i, m in enumerate(rest)
+            ]
+        try:
+            return self._apply(messages, generate)
+        except Exception as error:
+            raise ModelError(f"this model's chat template failed: {_first_line(error)}") from None
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of rendered text; a template writes its own special tokens."""
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
+
+@dataclass
+class LoadedModel:
+    """A model ready on the thread that owns MLX. ``config`` is mlx-lm's; ``path`` the local folder."""
+
+    model: nn.Module
+    tokenizer: TokenizerWrapper
+    config: dict[str, Any]
+    path: Path
+    identity: Identity
+    template: ChatTemplate
+
+    @property
+    def context(self) -> int | None:
+        """The most tokens the model was made for, where its config says so."""
+        for config in (self.config, self.config.get("text_config") or {}):
+            value = config.get("max_position_embeddings")
+            if isinstance(value, int) and value > 0:
+                return value
+        return None
+
+    @property
+    def quantization(self) -> str:
+        """Such as ``4-bit``, or the dtype of a model that is not quantised."""
+        return quantization(self.config)
+
+
+def quantization(config: dict[str, Any]) -> str:
+    q = config.get("quantization") or config.get("quantization_config") or {}
+    if isinstance(q, dict) and q.get("bits"):
+        mode = q.get("mode", "affine")
+        return f"{q['bits']}-bit" if mode == "affine" else str(mode)
+    return str(config.get("torch_dtype") or config.get("dtype") or "unquantised")
+
+
+def embedded_path() -> Path:
+    return Path(__file__).parent / "embedded"
+
+
+def default_model() -> str:
+    """The configured default model, else the embedded one."""
+    return str(load_settings().get("model") or EMBEDDED)
+
+
+def resolve(name: str | None = None, revision: str | None = None) -> tuple[str, str, Path]:
+    """(id, revision, local folder) of a model named by folder or Hugging Face id; may download it.
+
+    ``None`` is the default model. Raises ``ModelError``.
+    """
+    name = name or default_model()
+    if name == EMBEDDED:
+        path = embedded_path()
+        if not (path / "config.json").is_file():
+            raise ModelError(f"the embedded model is not in this installation ({path}); reinstall, or give --model")
+        return EMBEDDED, "", path
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path.resolve().name, "", path
+    if name.startswith((".", "/", "~")) or name.count("/") != 1 or "\\" in name:
+        raise ModelError(f"no model folder {name!r}; give a folder with config.json, or a Hugging Face id owner/name")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        local = Path(snapshot_download(name, revision=revision, allow_patterns=PATTERNS, local_files_only=True))
+    except Exception:  # not cached, or not whole
+        if HF_HUB_OFFLINE:
+            raise ModelError(f"{name} is not cached on this machine and HF_HUB_OFFLINE is set") from None
+        try:
+            local = Path(snapshot_download(name, revision=revision, allow_patterns=PATTERNS))
+        except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+            raise ModelError(f"cannot get {name} from the Hugging Face hub: {_first_line(error)}") from None
+    return name, local.name, local
+
+
+def fingerprint(path: Path) -> str:
+    """A hash that differs between quantisations and between fine-tunes of one shape.
+
+    Covers the config without comments, every tensor's name, dtype, shape, and 512 bytes from the
+    start, the middle and the end of its data: a few hundred small reads, whatever the size.
+    """
+    digest = hashlib.sha256()
+    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    for volatile in ("_name_or_path", "transformers_version", "torch_dtype", "dtype"):
+        config.pop(volatile, None)
+    digest.update(json.dumps(config, sort_keys=True).encode())
+    files = sorted([*path.glob("model*.safetensors"), *path.glob("adapters.safetensors")])
+    if not files:
+        raise ModelError(f"{path}: no model*.safetensors")
+    for file in files:
+        with open(file, "rb") as f:
+            head = f.read(8)
+            length = struct.unpack("<Q", head)[0] if len(head) == 8 else -1
+            if not 0 < length <= 100 << 20:
+                raise ModelError(f"{file}: not a safetensors file")
+            try:
+                header = json.loads(f.read(length))
+                header.pop("__metadata__", None)
+                for name in sorted(header):
+                    begin, end = header[name]["data_offsets"]
+                    digest.update(f"{name} {header[name]['dtype']} {header[name]['shape']}".encode())
+                    for at in sorted({begin, (begin + end) // 2, max(begin, end - 512)}):
+                        f.seek(8 + length + at)
+                        digest.update(f.read(min(512, end - at)))
+            except (ValueError, KeyError, TypeError, AttributeError):
+                raise ModelError(f"{file}: its safetensors header is corrupt") from None
+    return digest.hexdigest()[:32]
+
+
+def load_model(
+    name: str | None = None,
+    *,
+    revision: str | None = None,
+    adapter: str | None = None,
+    trust_remote_code: bool = False,
+) -> LoadedModel:
+    """Load a chat model with mlx-lm. Call it on the thread that will use it. Raises ``ModelError``."""
+    id_, revision_, path = resolve(name, revision)
+    config_file = path / "config.json"
+    if not config_file.is_file():
+        raise ModelError(f"{path}: no config.json; this is not a model folder")
+    import mlx.core as mx
+    from mlx_lm.utils import load_adapters, load_config, load_tokenizer
+    from mlx_lm.utils import load_model as load_weights
+
+    from .architectures import find_classes
+
+    with _quiet():
+        try:
+            mark = fingerprint(path)
+            own = find_classes(load_config(path))
+            options = {"get_model_classes": lambda config: own} if own else {}
+            model, config = load_weights(path, trust_remote_code=trust_remote_code, **options)
+            if adapter is not None:
+                model = load_adapters(model, adapter)
+                model.eval()
+                mark = hashlib.sha256(f"{mark} {_adapter_mark(Path(adapter))}".encode()).hexdigest()[:32]
+            # The parameters alone would leave lazy arrays (RoPE frequencies) tied to this moment's stream.
+            mx.eval(model)
+            tokenizer = load_tokenizer(
+                path, {"trust_remote_code": trust_remote_code}, eos_token_ids=config.get("eos_token_id")
+            )
+        except ModelError:
+            raise
+        except Exception as error:  # mlx-lm, transformers and safetensors raise many kinds here
+            raise ModelError(f"cannot load {path}: {_first_line(error)}") from None
+    layers = getattr(model, "layers", None) or []
+    text_config = config.get("text_config") or config
+    width = text_config.get("hidden_size") or config.get("hidden_size") or config.get("n_embd") or 0
+    identity = Identity(id_, revision_, mark, str(config.get("model_type")), len(layers), int(width))
+    return LoadedModel(model, tokenizer, config, path, identity, ChatTemplate(tokenizer))
+
+
+def identify(name: str | None = None) -> tuple[Identity, dict[str, Any]]:
+    """A model's identity and config from its files alone, without loading it. Raises ``ModelError``."""
+    id_, revision, path = resolve(name)
+    try:
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        text = config.get("text_config") or config
+        layers = text.get("num_hidden_layers") or text.get("n_layer") or text.get("num_layers") or 0
+        width = text.get("hidden_size") or text.get("n_embd") or 0
+        return Identity(id_, revision, fingerprint(path), str(config.get("model_type")), layers, width), config
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: {_first_line(error)}") from None
+
+
+def local_models() -> Iterator[tuple[str, Path, int]]:
+    """(name, folder, bytes) of the models on this machine: the embedded one and the hub cache's chat models."""
+    path = embedded_path()
+    if (path / "config.json").is_file():
+        yield EMBEDDED, path, _size(path)
+    from huggingface_hub import scan_cache_dir
+
+    try:
+        repos = scan_cache_dir().repos
+    except Exception:  # no cache yet
+        return
+    for repo in sorted(repos, key=lambda r: r.repo_id):
+        if repo.repo_type != "model":
+            continue
+        for snapshot in repo.revisions:
+            folder = snapshot.snapshot_path
+            if (folder / "config.json").is_file() and any(folder.glob("model*.safetensors")):
+                yield repo.repo_id, folder, _size(folder)
+                break
+
+
+def _size(path: Path) -> int:
+    return sum(f.stat().st_size for f in path.glob("model*.safetensors"))
+
+
+def _adapter_mark(path: Path) -> str:
+    digest = hashlib.sha256()
+    for file in sorted(path.glob("adapter*")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:300]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers' advice and progress bars out of the user's terminal."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    yield

@@ -1,0 +1,43 @@
+"""The query sets that come with the package, and reading a user's own."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from ..errors import QueryError
+
+MAX_BYTES = 64 << 20
+SETS = ("extraction", "evaluation")
+
+
+def shipped(name: str = "extraction") -> tuple[dict[str, list[str]], dict[str, str]]:
+    """A set of this package and its ``{"name", "sha256"}``."""
+    return read(Path(__file__).parent / f"{name}.json", name)
+
+
+def read(path: str | Path, name: str | None = None) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """Read queries in the papers' format: one JSON object, emotion -> list of questions.
+
+    Returns the object and ``{"name", "sha256"}`` of the file. Raises ``QueryError``.
+    """
+    path = Path(path)
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise QueryError(f"{path}: larger than {MAX_BYTES >> 20} MiB; a query file is a small JSON object")
+        raw = path.read_bytes()
+        data = json.loads(raw)
+    except OSError as error:
+        raise QueryError(f"{path}: {error.strerror or error}") from None
+    except (ValueError, RecursionError) as error:
+        raise QueryError(f"{path}: not JSON: {error}") from None
+    if not isinstance(data, dict) or not data:
+        raise QueryError(f'{path}: wanted one JSON object, {{"emotion": ["question", ...], ...}}')
+    for emotion, questions in data.items():
+        if not isinstance(questions, list) or not questions:
+            raise QueryError(f"{path}: {emotion!r} must be a list of questions that is not empty")
+        for n, question in enumerate(questions):
+            if not isinstance(question, str) or not question.strip():
+                raise QueryError(f"{path}: question {n} of {emotion!r} is {question!r}, wanted text that is not empty")
+    return data, {"name": name or path.name, "sha256": hashlib.sha256(raw).hexdigest()}

@@ -1,0 +1,377 @@
+"""A conversation: its history, its prompt cache and the live feeling. Runs on the thread that owns MLX."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from .emotions import Feeling
+from .errors import MLXEmotionError, UsageError
+from .events import Done, Event, FeelingChanged, GuardTripped, Token
+from .guard import LoopDetector
+from .models import LoadedModel
+from .steering import POSITIONS, Dose, Row, SteerableModel, Taps
+from .vectors import EmotionVectors
+
+HISTORY = ("keep", "refeel")
+WEAKEST = 0.25
+"""Once the guard has halved the dose to below this share and the reply still loops, it ends the reply."""
+
+Scales = tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How replies are made. Defaults are those of the authors' code for arXiv 2502.04075.
+
+    ``positions``: ``response`` steers the last prompt token and every generated one, ``all`` the prompt
+    too. ``history``: ``keep`` leaves what was said as it was felt when the feeling changes, ``refeel``
+    computes it again. ``scale`` replaces calibrated intensities by one raw multiplier.
+    """
+
+    temperature: float = 0.6
+    top_p: float = 0.9
+    max_tokens: int = 512
+    positions: str = "response"
+    history: str = "keep"
+    system: str | None = None
+    scale: float | None = None
+    guard: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature <= 10:
+            raise UsageError(f"temperature is {self.temperature:g}, wanted 0 to 10")
+        if not 0 < self.top_p <= 1:
+            raise UsageError(f"top-p is {self.top_p:g}, wanted more than 0 and at most 1")
+        if self.max_tokens < 1:
+            raise UsageError(f"max-tokens is {self.max_tokens}, wanted at least 1")
+        if self.positions not in POSITIONS:
+            raise UsageError(f"unknown positions {self.positions!r}: known are {', '.join(POSITIONS)}")
+        if self.history not in HISTORY:
+            raise UsageError(f"unknown history {self.history!r}: known are {', '.join(HISTORY)}")
+        if self.scale is not None and not -1000 <= self.scale <= 1000:
+            raise UsageError(f"scale is {self.scale:g}, wanted -1000 to 1000")
+
+
+@dataclass
+class Turn:
+    """One exchange. ``raw`` is the reply as generated, ``tokens`` its ids without the end mark.
+
+    ``felt`` are (index of the first token, raw scales), from index -1, the last prompt token, on.
+    """
+
+    user: str
+    raw: str = ""
+    tokens: list[int] = field(default_factory=list)
+    felt: list[tuple[int, Scales]] = field(default_factory=list)
+    ended: bool = False
+    answered: bool = False
+
+    @property
+    def reply(self) -> str:
+        return self.raw.strip()
+
+
+class Voice:
+    """A loaded model with its taps and its pack: everything a conversation needs. Made once for a model."""
+
+    def __init__(self, loaded: LoadedModel, taps: Taps, vectors: EmotionVectors | None) -> None:
+        self.loaded, self.taps, self.vectors = loaded, taps, vectors
+        self.model = SteerableModel(taps)
+        self._doses: OrderedDict[Scales, Dose | None] = OrderedDict()
+
+    @property
+    def known(self) -> list[str]:
+        """The emotions that can be felt."""
+        return list(self.vectors) if self.vectors is not None else []
+
+    def scales(self, feeling: Feeling, raw: float | None) -> Scales:
+        if feeling.neutral:
+            return ()
+        if self.vectors is None:
+            raise MLXEmotionError(
+                f"no emotion vectors for {self.loaded.identity.id} at site {self.taps.site}; make them with "
+                f"`mlx-emotion extract --model {self.loaded.identity.id} --site {self.taps.site}`"
+            )
+        return tuple(self.vectors.scales(feeling, raw).items())
+
+    def dose(self, scales: Scales) -> Dose | None:
+        """The dose for raw ``scales``; the last few are kept."""
+        if scales not in self._doses:
+            vector = self.vectors.mix(dict(scales)) if self.vectors is not None else None
+            self._doses[scales] = None if vector is None else self.taps.dose(vector)
+            while len(self._doses) > 16:
+                self._doses.popitem(last=False)
+        self._doses.move_to_end(scales)
+        return self._doses[scales]
+
+
+class Session:
+    """One conversation. ``feel`` and ``stop`` may be called from any thread, the rest from the engine's."""
+
+    def __init__(self, voice: Voice, feeling: Feeling, options: Options) -> None:
+        self.voice, self.options = voice, options
+        self.turns: list[Turn] = []
+        self._wanted = (feeling, voice.scales(feeling, options.scale))
+        self._stop = threading.Event()
+        self._refelt: Scales | None = None
+        self._forget_cache()
+
+    # From any thread.
+
+    @property
+    def feeling(self) -> Feeling:
+        return self._wanted[0]
+
+    def feel(self, feeling: Feeling) -> None:
+        """Change the feeling: acts from the next token to be computed."""
+        self._wanted = (feeling, self.voice.scales(feeling, self.options.scale))
+
+    def stop(self) -> None:
+        """End the reply under way; what came is kept."""
+        self._stop.set()
+
+    # On the engine's thread.
+
+    def reset(self) -> None:
+        self.turns.clear()
+        self._forget_cache()
+
+    def again(self, seed: int | None = None) -> Iterator[Event]:
+        """Answer the last message again, under the feeling that is set now."""
+        if not self.turns:
+            raise UsageError("nothing to answer again yet")
+        self.turns[-1] = Turn(self.turns[-1].user)
+        return self._answer(seed, redo=True)
+
+    def reply(self, text: str, seed: int | None = None) -> Iterator[Event]:
+        """Answer ``text``; yields events, the last of them ``Done``. An empty message is a ``UsageError``."""
+        if not text.strip():
+            raise UsageError("the message is empty")
+        self.turns.append(Turn(text))
+        return self._answer(seed)
+
+    def _forget_cache(self) -> None:
+        self._cached: list[int] = []
+        self._cache: list[Any] | None = None
+
+    def _messages(self, turns: list[Turn]) -> list[dict[str, str]]:
+        messages = [{"role": "system", "content": self.options.system}] if self.options.system else []
+        for turn in turns:
+            messages.append({"role": "user", "content": turn.user})
+            if turn.answered:
+                messages.append({"role": "assistant", "content": turn.reply})
+        return messages
+
+    def _layout(self, turns: list[Turn]) -> tuple[list[int], list[tuple[int, int, Turn]]]:
+        """The prompt's token ids, and where each earlier turn's own prompt and reply begin in it.
+
+        Replies keep the ids they were generated with: text put back through the tokenizer may be cut
+        differently, and then nothing after that place could be taken from the cache.
+        """
+        template = self.voice.loaded.template
+        text = template.render(self._messages(turns))
+        ids: list[int] = []
+        places: list[tuple[int, int, Turn]] = []
+        cursor = 0
+        for n, turn in enumerate(turns):
+            began = len(ids)
+            if turn.answered and turn.raw:
+                prefix = template.render(self._messages([*turns[:n], replace(turn, answered=False)]))
+                at = len(prefix) if text.startswith(prefix + turn.raw) else -1
+                if at >= cursor:
+                    ids += template.encode(text[cursor:at])
+                    places.append((began, len(ids), turn))
+                    ids += turn.tokens
+                    cursor = at + len(turn.raw)
+        ids += template.encode(text[cursor:])
+        return ids, places
+
+    def _fitting(self) -> list[Turn]:
+        """The latest turns that leave room for a reply in the model's context."""
+        context = self.voice.loaded.context
+        turns = self.turns
+        if context is None:
+            return turns
+        room = context - min(self.options.max_tokens, context // 4)
+        while len(turns) > 1 and len(self._layout(turns)[0]) > room:
+            turns = turns[max(1, len(turns) // 4) :]  # several at once: each cut empties the cache
+        return turns
+
+    def _plan(self, places: list[tuple[int, int, Turn]]) -> list[tuple[int, int | None, Dose | None]]:
+        """The spans of the history as it was felt, or under the one feeling that ``refeel`` put on it."""
+        spans: list[tuple[int, int | None, Dose | None]] = []
+        everything = self.options.positions == "all"
+        for began, start, turn in places:
+            felt = turn.felt or [(-1, ())]
+            if everything:
+                spans.append((began, start - 1, self.voice.dose(felt[0][1])))
+            end = start + len(turn.tokens) + turn.ended
+            for (index, scales), later in zip(felt, [*felt[1:], None]):
+                spans.append((start + index, end if later is None else start + later[0], self.voice.dose(scales)))
+        return spans
+
+    def _prepare(self, redo: bool, scales: Scales) -> tuple[list[int], int, Row]:
+        """(prompt ids, how many of them the cache holds, the row that steers), with ``_cache`` made ready."""
+        from mlx_lm.models.cache import can_trim_prompt_cache, trim_prompt_cache
+
+        if self.options.history == "refeel" and self._refelt != scales:
+            for turn in self.turns[:-1]:
+                turn.felt = [(-1, scales)]
+            self._forget_cache()
+            self._refelt = scales
+        prompt, places = self._layout(self._fitting())
+        shared = next((i for i, (a, b) in enumerate(zip(self._cached, prompt)) if a != b), None)
+        if shared is None:
+            shared = min(len(self._cached), len(prompt))
+        # The last prompt token is computed under the feeling of this reply; with positions `all`, and a
+        # new answer to the same message, so is everything since the reply before.
+        limit = len(prompt) - 1
+        if redo and self.options.positions == "all":
+            limit = min(limit, places[-1][1] + len(places[-1][2].tokens) if places else 0)
+        shared = min(shared, limit)
+        surplus = len(self._cached) - shared
+        if self._cache is not None and surplus:
+            if shared and can_trim_prompt_cache(self._cache):
+                trim_prompt_cache(self._cache, surplus)
+            else:  # a wrapped sliding window or a recurrent state cannot go back: compute it again
+                self._forget_cache()
+                shared = 0
+        row = Row(self._plan(places), shared)
+        if self._cache is None:
+            self._cache = self.voice.model.cache(row)
+        else:
+            self._cache[-1].rows = [row]
+        row.set(self.voice.dose(scales), shared if self.options.positions == "all" else len(prompt) - 1)
+        return prompt, shared, row
+
+    def _answer(self, seed: int | None, redo: bool = False) -> Iterator[Event]:
+        import mlx.core as mx
+        from mlx_lm import stream_generate
+        from mlx_lm.sample_utils import make_sampler
+
+        began = time.perf_counter()
+        options, voice, turn = self.options, self.voice, self.turns[-1]
+        template = voice.loaded.template
+        self._stop.clear()
+        seed = secrets.randbelow(2**31) if seed is None else seed
+        # On this thread and for this reply: random state belongs to a thread.
+        mx.random.seed(seed)
+        wanted = self._wanted
+        feeling, scales = wanted
+        turn.felt = [(-1, scales)]
+        turn.answered = True
+        timeline = [(0, str(feeling))]
+        factor, tripped, reason, first = 1.0, False, "cancelled", 0.0
+        guard = LoopDetector()
+        shown = 0
+        count = 0
+        try:
+            turn.answered = False
+            prompt, shared, row = self._prepare(redo, scales)
+            turn.answered = True
+            self._cached = prompt[:shared]
+            stream = stream_generate(
+                voice.model,  # type: ignore[arg-type]  # called like the model
+                voice.loaded.tokenizer,
+                prompt[shared:],
+                max_tokens=options.max_tokens,
+                sampler=make_sampler(options.temperature, options.top_p),
+                prompt_cache=self._cache,
+            )
+            self._cached = []  # until the prompt is through, the cache is in no known state
+            ends = voice.loaded.tokenizer.eos_token_ids
+            try:
+                for response in stream:
+                    if not count:
+                        first = time.perf_counter() - began
+                        self._cached = list(prompt)
+                    self._cached.append(response.token)
+                    end = response.token in ends
+                    if not end:
+                        turn.tokens.append(response.token)
+                    count += 1
+                    turn.raw += response.text
+                    text, stopped = _until_stop(turn.raw, template.stops, response.finish_reason is not None)
+                    yield Token(text[shown:], count - 1)
+                    shown = max(shown, len(text))
+                    if stopped:
+                        turn.raw, reason = text, "stop"
+                        self._forget_cache()
+                        break
+                    if response.finish_reason is not None:
+                        reason, turn.ended = response.finish_reason, end
+                        break
+                    if self._stop.is_set():
+                        break
+                    changed = None
+                    if self._wanted is not wanted:
+                        wanted = self._wanted
+                        feeling, scales = wanted
+                        changed = FeelingChanged(str(feeling), feeling.weights, count)
+                        timeline.append((count, str(feeling)))
+                        guard.reset()
+                    elif options.guard and scales and guard.add(response.token):
+                        if factor < WEAKEST:
+                            reason = "loop"
+                            break
+                        factor, tripped = factor / 2, True
+                        guard.reset()
+                    else:
+                        continue
+                    now = tuple((n, s * factor) for n, s in scales)
+                    # The next forward pass is under way; the one after it is the first that can change.
+                    row.set(voice.dose(now), row.offset)
+                    turn.felt.append((count, now))
+                    yield changed or GuardTripped(count, factor)
+            finally:
+                stream.close()
+        finally:
+            turn.answered = bool(turn.raw)
+            if not turn.answered:
+                turn.felt = []
+        seconds = time.perf_counter() - began - first
+        yield Done(
+            text=turn.reply,
+            finish_reason=reason,
+            feeling=str(feeling),
+            scale=tuple((n, s * factor) for n, s in scales),
+            seed=seed,
+            guard=tripped,
+            prompt_tokens=len(prompt),
+            prefilled=len(prompt) - shared,
+            tokens=count,
+            tokens_per_second=(count - 1) / seconds if count > 1 and seconds > 0 else 0.0,
+            time_to_first_token=first,
+            timeline=tuple(timeline),
+        )
+
+
+def _until_stop(text: str, stops: tuple[str, ...], last: bool) -> tuple[str, bool]:
+    """(what of ``text`` may be shown, whether a stop text was met); an unfinished stop text is held back."""
+    for stop in stops:
+        if (at := text.find(stop)) >= 0:
+            return text[:at], True
+    if last:
+        return text, False
+    held = max((n for stop in stops for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0)
+    return text[: len(text) - held], False
+
+
+def parse_feeling(voice: Voice, value: Feeling | str | Mapping[str, float] | None) -> Feeling:
+    """``value`` as a feeling of this model's pack. Raises ``UsageError``."""
+    return Feeling.of(value, voice.known or _catalogue())
+
+
+def _catalogue() -> list[str]:
+    from .emotions import CATALOGUE
+
+    return list(CATALOGUE)
+
+
+Listener = Callable[[Event], None]

@@ -1,0 +1,470 @@
+"""Taps in a model's layers: read activations there and add vectors to them, per row of a batch.
+
+A tapped module keeps its place and its name in the model; only its class is swapped for a subclass
+that passes the output through the tap (`docs/decisions.md`, "Class swap"). What is added is decided
+per forward pass by a ``SteeringCache``, one more entry at the end of mlx-lm's prompt cache list.
+That entry travels with each sequence through mlx-lm's batching, so that every row of a batch has
+its own feeling, and it counts tokens, so that it knows which positions are steered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from .errors import ModelError, UsageError
+
+SITES = ("attention", "residual")
+POSITIONS = ("response", "all")
+
+
+class Dose:
+    """What is added at each layer: ``deltas[l]`` is ``[1, 1, d]`` or ``None``; immutable."""
+
+    __slots__ = ("deltas", "vector")
+
+    def __init__(self, vector: np.ndarray, dtypes: Sequence[mx.Dtype | None]) -> None:
+        """``vector`` is ``[L, d]`` float32; ``dtypes[l]`` the activation's dtype, ``None`` where there is no tap."""
+        self.vector = vector
+        # In the activation's own dtype: float32 would promote the whole residual stream.
+        self.deltas: list[mx.array | None] = [
+            None if dtype is None or not row.any() else mx.array(row).astype(dtype)[None, None]
+            for row, dtype in zip(vector, dtypes)
+        ]
+        mx.eval([d for d in self.deltas if d is not None])
+
+
+class TapState:
+    """What the taps of one model do in the forward pass under way."""
+
+    __slots__ = ("captured", "deltas", "seen")
+
+    def __init__(self, layers: int) -> None:
+        self.deltas: list[mx.array | None] | None = None
+        self.captured: list[mx.array | None] | None = None
+        self.seen = [False] * layers
+
+    def __deepcopy__(self, memo: dict) -> TapState:
+        # A copied model has taps of its own that do nothing.
+        return TapState(len(self.seen))
+
+    def apply(self, layer: int, output: mx.array) -> mx.array:
+        self.seen[layer] = True
+        if self.captured is not None:
+            self.captured[layer] = output
+        if self.deltas is not None:
+            delta = self.deltas[layer]
+            if delta is not None:
+                return output + delta
+        return output
+
+
+_tapped_classes: dict[type, type] = {}
+M = TypeVar("M", bound=nn.Module)
+
+
+def _tapped(base: type) -> type:
+    """The subclass of ``base`` whose calls go through the tap; one per base class."""
+    if base not in _tapped_classes:
+
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: N807
+            output = base.__call__(self, *args, **kwargs)  # type: ignore[operator]
+            state, layer = self._tap
+            if isinstance(output, tuple):  # some layers also return masks, positions or shared states
+                return (state.apply(layer, output[0]), *output[1:])
+            return state.apply(layer, output)
+
+        _tapped_classes[base] = type(f"Tapped{base.__name__}", (base,), {"__call__": __call__, "_untapped": base})
+    return _tapped_classes[base]
+
+
+def find_attention(layer: nn.Module) -> nn.Module | None:
+    """The attention module of a decoder layer, or ``None`` for a layer that has none."""
+    for name, child in layer.children().items():
+        if not isinstance(child, nn.Module) or "norm" in name.lower():
+            continue
+        if name in ("self_attn", "attn", "attention", "self_attention"):
+            return child
+    for name, child in layer.children().items():
+        if isinstance(child, nn.Module) and "attn" in name.lower() and "norm" not in name.lower():
+            return child
+    return None
+
+
+def find_layers(model: nn.Module) -> list[nn.Module]:
+    """The decoder layers. ``model.layers`` may be a copy: change the layers, never the list."""
+    layers = getattr(model, "layers", None)
+    if not isinstance(layers, list | tuple) or not layers:
+        raise ModelError(f"cannot find the decoder layers of {type(model).__module__}; it cannot be steered")
+    return list(layers)
+
+
+class Taps:
+    """The taps of one model at one site; a context manager and a handle. ``remove`` restores the model exactly.
+
+    ``site`` is ``attention`` (self-attention's output, before the residual add) or ``residual`` (the
+    layer's output); ``layers`` are 0-based indices, all by default. ``dtypes`` and ``width`` are known
+    after ``self_test``. Raises ``ModelError`` where the model has nothing to tap.
+    """
+
+    def __init__(self, model: nn.Module, site: str = "attention", layers: Iterable[int] | None = None) -> None:
+        if site not in SITES:
+            raise UsageError(f"unknown site {site!r}: known are {', '.join(SITES)}")
+        self.model, self.site = model, site
+        found = find_layers(model)
+        self.count = len(found)
+        chosen = range(self.count) if layers is None else sorted(set(layers))
+        if any(not 0 <= i < self.count for i in chosen):
+            raise UsageError(f"layers must be 0 to {self.count - 1}, this model has {self.count}")
+        modules = [(i, find_attention(found[i]) if site == "attention" else found[i]) for i in chosen]
+        self._modules = [(i, m) for i, m in modules if m is not None]
+        if not self._modules:
+            raise ModelError("this model has no attention layers; use --site residual")
+        self.layers = tuple(i for i, _ in self._modules)
+        self.state = TapState(self.count)
+        self.dtypes: list[mx.Dtype | None] = [None] * self.count
+        self.width = 0
+        self._active = False
+
+    def attach(self) -> Taps:
+        if not self._active:
+            if any(hasattr(m, "_untapped") for _, m in self._modules):
+                raise ModelError("this model is tapped already; remove those taps first")
+            for index, module in self._modules:
+                module.__class__ = _tapped(type(module))
+                object.__setattr__(module, "_tap", (self.state, index))
+            self._active = True
+        return self
+
+    def remove(self) -> None:
+        """Give every module its own class back. Harmless when done twice."""
+        if self._active:
+            for _, module in self._modules:
+                module.__class__ = type(module)._untapped
+                object.__delattr__(module, "_tap")
+            self._active = False
+
+    def __enter__(self) -> Taps:
+        return self.attach()
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
+
+    def forward(
+        self, tokens: mx.array, cache: list | None, deltas: list[mx.array | None] | None, capture: bool, **kwargs: Any
+    ) -> tuple[mx.array, list[mx.array | None] | None]:
+        """One pass of the model. Returns logits ``[B, T, V]`` and, if asked, outputs ``[B, T, d]`` by layer.
+
+        Captured outputs are those before anything is added.
+        """
+        state = self.state
+        state.deltas, state.captured = deltas, [None] * self.count if capture else None
+        try:
+            logits = self.model(tokens, cache=cache, **kwargs)
+            return logits, state.captured
+        finally:
+            state.deltas = state.captured = None
+
+    def dose(self, vector: np.ndarray) -> Dose:
+        """A dose from ``vector`` ``[L, d]`` float32. Raises ``ModelError`` for another shape."""
+        if vector.shape != (self.count, self.width):
+            raise ModelError(
+                f"the vectors have shape {vector.shape}, this model needs {(self.count, self.width)}"
+            )
+        return Dose(vector, self.dtypes)
+
+    def self_test(self) -> None:
+        """Check that steering works here: nothing added changes nothing, something added changes the logits.
+
+        Learns ``dtypes`` and ``width``. Leaves the taps attached. Raises ``ModelError``, never a silent no-op.
+        """
+        from mlx_lm.models.cache import make_prompt_cache
+
+        tokens = mx.array([[1, 2, 3]])
+        self.remove()
+        plain = self.model(tokens, cache=make_prompt_cache(self.model))
+        mx.eval(plain)
+        self.attach()
+        same, captured = self.forward(tokens, make_prompt_cache(self.model), None, True)
+        assert captured is not None
+        silent = [i for i in self.layers if captured[i] is None]
+        if silent:
+            raise ModelError(f"site {self.site} of layers {silent} is never reached; this model cannot be steered there")
+        if not mx.array_equal(plain, same, equal_nan=True).item():
+            raise ModelError(f"tapping site {self.site} changes this model's logits; it cannot be steered there")
+        norms = []
+        for i in self.layers:
+            output = captured[i]
+            assert output is not None
+            self.dtypes[i], self.width = output.dtype, output.shape[-1]
+            norms.append(mx.linalg.norm(output.astype(mx.float32), axis=-1).mean().item())
+        direction = np.random.default_rng(0).standard_normal(self.width).astype(np.float32)
+        direction /= np.linalg.norm(direction)
+        vector = np.zeros((self.count, self.width), np.float32)
+        for i, norm in zip(self.layers, norms):
+            vector[i] = direction * max(norm, 1e-3)
+        moved, _ = self.forward(tokens, make_prompt_cache(self.model), self.dose(vector).deltas, False)
+        if mx.array_equal(plain, moved).item():
+            raise ModelError(f"adding a vector at site {self.site} does not change this model's logits")
+        if moved.dtype != plain.dtype:
+            raise ModelError(f"adding a vector at site {self.site} changes the dtype {plain.dtype} to {moved.dtype}")
+
+
+@dataclass
+class Row:
+    """The steering of one sequence: which positions get which dose. Shared by reference between caches.
+
+    ``spans`` are (start, end, dose) over token positions of the sequence, in order; ``end`` ``None``
+    is open. ``offset`` is how many tokens the model has seen.
+    """
+
+    spans: list[tuple[int, int | None, Dose | None]] = field(default_factory=list)
+    offset: int = 0
+
+    @classmethod
+    def steered(cls, dose: Dose | None, start: int = 0) -> Row:
+        """A row whose positions from ``start`` on get ``dose``."""
+        return cls([(start, None, dose)])
+
+    def set(self, dose: Dose | None, start: int) -> None:
+        """From position ``start`` on, ``dose``; what was planned before ``start`` stays."""
+        self.spans = [(a, start if b is None or b > start else b, d) for a, b, d in self.spans if a < start]
+        self.spans.append((start, None, dose))
+
+    def pieces(self, count: int) -> list[tuple[int, int, Dose]]:
+        """(first, last + 1, dose) within the next ``count`` tokens, relative to the first of them."""
+        if count == 1 and self.spans:  # decoding
+            start, end, dose = self.spans[-1]
+            if end is None and start <= self.offset:
+                return [] if dose is None else [(0, 1, dose)]
+        found = []
+        for start, end, dose in self.spans:
+            low = max(start - self.offset, 0)
+            high = count if end is None else min(end - self.offset, count)
+            if dose is not None and low < high:
+                found.append((low, high, dose))
+        return found
+
+
+class Sums:
+    """Per-row sums of tapped activations over response tokens, kept while generating.
+
+    ``totals`` is ``[B, L, d]`` float32, ``norms`` ``[B, L]`` and ``counts`` ``[B]``. A row's tokens count
+    from its prompt's end on; ``ends`` are token ids that never count (end-of-turn marks).
+    """
+
+    def __init__(self, starts: list[int], ends: mx.array) -> None:
+        self.starts, self.ends = starts, ends
+        self.totals: mx.array | None = None
+        self.norms: mx.array | None = None
+        self.counts: mx.array = mx.zeros((len(starts),))
+
+    def _like(self, starts: list[int], pick: Callable[[mx.array], mx.array]) -> Sums:
+        new = Sums(starts, self.ends)
+        new.counts = pick(self.counts)
+        if self.totals is not None and self.norms is not None:
+            new.totals, new.norms = pick(self.totals), pick(self.norms)
+        return new
+
+    def take(self, rows: list[int]) -> Sums:
+        index = mx.array(rows)
+        return self._like([self.starts[i] for i in rows], lambda a: a[index])
+
+    def join(self, other: Sums) -> Sums:
+        if self.totals is None and other.totals is None:
+            return Sums(self.starts + other.starts, self.ends)
+        like = self if self.totals is not None else other
+        assert like.totals is not None
+
+        def filled(s: Sums) -> list[mx.array]:
+            if s.totals is not None and s.norms is not None:
+                return [s.totals, s.norms, s.counts]
+            shape = (len(s.starts), *like.totals.shape[1:])  # type: ignore[union-attr]
+            return [mx.zeros(shape), mx.zeros(shape[:2]), s.counts]
+
+        new = Sums(self.starts + other.starts, self.ends)
+        new.totals, new.norms, new.counts = (mx.concatenate(p) for p in zip(filled(self), filled(other)))
+        return new
+
+    def add(self, captured: list[mx.array], tokens: mx.array, offsets: list[int], valid: list[int]) -> None:
+        """Take in one forward pass: ``captured`` are ``[B, T, d]`` a tapped layer, ``tokens`` ``[B, T]``."""
+        count = tokens.shape[1]
+        if all(o + v <= s for o, v, s in zip(offsets, valid, self.starts)):
+            return
+        inside = np.arange(count)[None] + np.array(offsets)[:, None] >= np.array(self.starts)[:, None]
+        inside &= np.arange(count)[None] < np.array(valid)[:, None]
+        mask = (tokens[..., None] != self.ends).all(-1)
+        if not inside.all():
+            mask = mask & mx.array(inside)
+        weights = mask.astype(mx.float32)
+        stack = mx.stack(captured, axis=1).astype(mx.float32)  # (B, L, T, d)
+        totals = (stack * weights[:, None, :, None]).sum(2)
+        norms = (mx.linalg.norm(stack, axis=-1) * weights[:, None]).sum(-1)
+        self.totals = totals if self.totals is None else self.totals + totals
+        self.norms = norms if self.norms is None else self.norms + norms
+        self.counts = self.counts + weights.sum(-1)
+        # Nothing else would evaluate these, and the graph would grow with the reply.
+        mx.async_eval(self.totals, self.norms, self.counts)
+
+
+class SteeringCache:
+    """The extra entry at the end of a prompt cache list; speaks the batching protocol of mlx-lm's caches."""
+
+    def __init__(self, rows: list[Row], sums: Sums | None = None) -> None:
+        self.rows, self.sums = rows, sums
+        self.observe: Callable[[list[mx.array | None]], None] | None = None
+        """Called after each pass with the tapped outputs ``[B, T, d]`` by layer, before anything is added."""
+        self._lengths: list[int] | None = None
+        self._mixed: tuple[tuple[int, ...], list[Dose | None], list[mx.array | None]] | None = None
+
+    def deltas(self, count: int, layers: int) -> list[mx.array | None] | None:
+        """What the next pass of ``count`` tokens a row adds at each layer: broadcastable to ``[B, count, d]``."""
+        pieces = [row.pieces(count) for row in self.rows]
+        if not any(pieces):
+            return None
+        if all(not p or p[0][:2] == (0, count) for p in pieces):
+            doses = [p[0][2] if p else None for p in pieces]
+            if len(doses) == 1 and doses[0] is not None:
+                return doses[0].deltas
+            return self._whole_rows(doses, layers)
+        out: list[mx.array | None] = []
+        for layer in range(layers):
+            total = None
+            for b, row in enumerate(pieces):
+                for low, high, dose in row:
+                    delta = dose.deltas[layer]
+                    if delta is None:
+                        continue
+                    mask = np.zeros((len(pieces), count, 1), np.float32)
+                    mask[b, low:high] = 1
+                    term = mx.array(mask).astype(delta.dtype) * delta
+                    total = term if total is None else total + term
+            out.append(total)
+        return out
+
+    def _whole_rows(self, doses: list[Dose | None], layers: int) -> list[mx.array | None]:
+        key = tuple(id(d) for d in doses)
+        if self._mixed is None or self._mixed[0] != key:  # the doses are kept too, so no id comes back as another
+            out: list[mx.array | None] = []
+            for layer in range(layers):
+                parts = [None if d is None else d.deltas[layer] for d in doses]
+                like = next((p for p in parts if p is not None), None)
+                if like is None:
+                    out.append(None)
+                else:
+                    out.append(mx.concatenate([mx.zeros_like(like) if p is None else p for p in parts]))
+            mx.eval([o for o in out if o is not None])
+            self._mixed = (key, doses, out)
+        return self._mixed[2]
+
+    def advance(self, tokens: mx.array, captured: list[mx.array | None] | None) -> None:
+        """Take in a pass over ``tokens`` ``[B, T]`` that has been issued."""
+        count = tokens.shape[1]
+        valid = [count] * len(self.rows)
+        if self._lengths is not None:
+            valid = [max(0, min(count, n)) for n in self._lengths]
+            self._lengths = [n - count for n in self._lengths]
+        if captured is not None:
+            if self.sums is not None:
+                held = [c for c in captured if c is not None]
+                self.sums.add(held, tokens, [r.offset for r in self.rows], valid)
+            if self.observe is not None:
+                self.observe(captured)
+        for row, n in zip(self.rows, valid):
+            row.offset += n
+
+    # What mlx-lm asks of a cache entry.
+
+    @property
+    def state(self) -> list:
+        return []
+
+    @property
+    def nbytes(self) -> int:
+        return 0
+
+    @property
+    def offset(self) -> int:
+        return self.rows[0].offset
+
+    def size(self) -> int:
+        return max(r.offset for r in self.rows)
+
+    def empty(self) -> bool:
+        return all(r.offset == 0 for r in self.rows)
+
+    def is_trimmable(self) -> bool:
+        return True
+
+    def trim(self, n: int) -> int:
+        for row in self.rows:
+            row.offset -= n
+        return n
+
+    @classmethod
+    def merge(cls, entries: list[SteeringCache]) -> SteeringCache:
+        merged = cls(list(entries[0].rows), entries[0].sums)
+        for entry in entries[1:]:
+            merged.extend(entry)
+        return merged
+
+    def extend(self, other: SteeringCache) -> None:
+        self.rows = self.rows + other.rows
+        if self.sums is not None and other.sums is not None:
+            self.sums = self.sums.join(other.sums)
+
+    def filter(self, rows: list[int]) -> None:
+        self.rows = [self.rows[i] for i in rows]
+        if self.sums is not None:
+            self.sums = self.sums.take(rows)
+
+    def extract(self, row: int) -> SteeringCache:
+        return SteeringCache([self.rows[row]], None if self.sums is None else self.sums.take([row]))
+
+    def prepare(self, lengths: list[int] | None = None, **_: Any) -> None:
+        self._lengths = None if lengths is None else list(lengths)
+
+    def finalize(self) -> None:
+        self._lengths = None
+
+    def __deepcopy__(self, memo: dict) -> SteeringCache:
+        # mlx-lm copies a batch to split it; the rows stay the same rows.
+        new = SteeringCache(list(self.rows), None)
+        if self.sums is not None:
+            new.sums = self.sums.take(list(range(len(self.rows))))
+        return new
+
+
+class SteerableModel:
+    """What mlx-lm calls in the model's place: takes the ``SteeringCache`` off the cache list and obeys it."""
+
+    def __init__(self, taps: Taps) -> None:
+        self.taps = taps
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        return self.taps.model.layers
+
+    def make_cache(self) -> list[Any]:
+        return self.cache(Row())
+
+    def cache(self, row: Row, sums: Sums | None = None) -> list[Any]:
+        """A fresh prompt cache for one sequence that is steered as ``row`` says."""
+        from mlx_lm.models.cache import make_prompt_cache
+
+        return [*make_prompt_cache(self.taps.model), SteeringCache([row], sums)]
+
+    def __call__(self, tokens: mx.array, cache: list[Any] | None = None, **kwargs: Any) -> mx.array:
+        if not cache or not isinstance(cache[-1], SteeringCache):
+            return self.taps.model(tokens, cache=cache, **kwargs)
+        steering = cache[-1]
+        deltas = steering.deltas(tokens.shape[1], self.taps.count)
+        capture = steering.sums is not None or steering.observe is not None
+        logits, captured = self.taps.forward(tokens, cache[:-1], deltas, capture, **kwargs)
+        steering.advance(tokens, captured)
+        return logits

@@ -1,0 +1,303 @@
+"""Read and check the topic files of the embedded model's corpus.
+
+Run alone, it checks every file, or the files named, and prints each problem as
+``file:line: problem``; the exit status is 1 if there is one. The format is in
+``scripts/topics/README.md``.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mlx_emotion.emotions import CATALOGUE, INSTRUCTIONS
+
+EMOTIONS = tuple(CATALOGUE)
+FOLDER = Path(__file__).parent / "topics"
+
+# Section name -> fewest lines. `held out` must have exactly that many.
+SECTIONS = {
+    "questions": 12,
+    "held out": 2,
+    "plain": 8,
+    **{emotion: 6 for emotion in EMOTIONS},
+    "more plain": 4,
+    **{f"more {emotion}": 3 for emotion in EMOTIONS},
+}
+# A file whose name starts with an underscore is not about one thing, so its answers need no keyword.
+CHOICE = re.compile(r"\[([^\[\]]*\|[^\[\]]*)\]")
+STRAY = re.compile(r"[\[\]{}<>|_*]|\b(TODO|XXX|FIXME)\b")
+ALLOWED = re.compile(r"[ -~’—–…éèêïöüàç°€£]*")
+
+
+@dataclass(frozen=True)
+class Line:
+    """One written line: ``text`` with its choices still in it, and where it stands."""
+
+    text: str
+    number: int
+
+
+@dataclass
+class Topic:
+    """One file: its name, its keywords and its sections."""
+
+    name: str
+    path: Path
+    keywords: tuple[str, ...] = ()
+    sections: dict[str, list[Line]] = field(default_factory=dict)
+
+    @property
+    def general(self) -> bool:
+        """Whether the file is about no one thing, so that its answers need no keyword."""
+        return self.name.startswith("_")
+
+
+def expand(text: str) -> list[str]:
+    """All readings of a line, with every combination of its choices."""
+    parts = CHOICE.split(text)
+    options = [part.split("|") if i % 2 else [part] for i, part in enumerate(parts)]
+    return [re.sub(r"\s+", " ", "".join(p)).strip() for p in itertools.product(*options)]
+
+
+def words(text: str) -> list[str]:
+    return re.findall(r"[a-z0-9']+", text.lower().replace("’", "'"))
+
+
+def mentions(text: str, keywords: tuple[str, ...]) -> bool:
+    """Whether ``text`` contains one of ``keywords``, also with a common ending."""
+    pattern = "|".join(re.escape(k) for k in keywords)
+    return re.search(rf"\b(?:{pattern})(?:'s|s|es|ed|d|ing)?\b", text.lower()) is not None
+
+
+def parse(path: Path) -> tuple[Topic, list[str]]:
+    """Read one topic file. Returns it with the problems of form found while reading."""
+    topic = Topic(path.stem, path)
+    problems: list[str] = []
+    section = ""
+    for number, raw in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        line = raw.strip()
+        if not line or line.startswith("#"):
+            continue
+        if line.startswith("keywords:"):
+            topic.keywords = tuple(k.strip().lower() for k in line[9:].split(",") if k.strip())
+        elif line.startswith("=="):
+            section = line.strip("= ").lower()
+            if section not in SECTIONS:
+                problems.append(f"{path}:{number}: unknown section {section!r}")
+            elif section in topic.sections:
+                problems.append(f"{path}:{number}: section {section!r} appears twice")
+            topic.sections.setdefault(section, [])
+        elif not section:
+            problems.append(f"{path}:{number}: text before the first section")
+        else:
+            topic.sections[section].append(Line(line, number))
+    return topic, problems
+
+
+def check(topic: Topic) -> list[str]:
+    """Problems inside one file: counts, form, keywords, openings, held-out wordings."""
+    problems: list[str] = []
+
+    def problem(line: Line | None, what: str) -> None:
+        problems.append(f"{topic.path}:{line.number if line else 1}: {what}")
+
+    if not topic.general and not 4 <= len(topic.keywords) <= 14:
+        problem(None, f"{len(topic.keywords)} keywords, wanted 4 to 14")
+    for section, fewest in SECTIONS.items():
+        lines = topic.sections.get(section, [])
+        if len(lines) < fewest or (section == "held out" and not topic.general and len(lines) != fewest):
+            problem(lines[0] if lines else None, f"section {section!r} has {len(lines)} lines, wanted {fewest}")
+        answer = section not in ("questions", "held out")
+        openings: dict[tuple[str, ...], Line] = {}
+        for line in lines:
+            readings = expand(line.text)
+            if STRAY.search(CHOICE.sub("", line.text)) or any(STRAY.search(r) for r in readings):
+                problem(line, f"stray placeholder or bracket: {line.text}")
+                continue
+            if not ALLOWED.fullmatch(line.text):
+                problem(line, "a character outside plain English text")
+            if len(readings) > 64:
+                problem(line, f"{len(readings)} readings, at most 64")
+            if section == "held out" and len(readings) > 1:
+                problem(line, "a held-out question has no choices")
+            for reading in readings:
+                if not reading or reading[0].islower() or not re.search(r"[.!?…][\"']?$", reading):
+                    problem(line, f"not a sentence: {reading}")
+                    break
+                n = len(words(reading))
+                if answer and not 5 <= n <= 36:
+                    problem(line, f"{n} words, wanted 8 to 28: {reading}")
+                    break
+                needs_keyword = section == "held out" or (answer and not section.startswith("more"))
+                if needs_keyword and not topic.general and not mentions(reading, topic.keywords):
+                    problem(line, f"no keyword: {reading}")
+                    break
+            if answer:
+                opening = tuple(words(readings[0])[:2])
+                if opening in openings:
+                    problem(line, f"begins like line {openings[opening].number}: {' '.join(opening)}")
+                openings[opening] = line
+        shouting = sum(line.text.endswith("!") for line in lines)
+        if answer and shouting > max(1, len(lines) // 3):
+            problem(lines[0], f"{shouting} of {len(lines)} lines of {section!r} end with '!'")
+    trained = {run for line in topic.sections.get("questions", []) for r in expand(line.text) for run in runs(r)}
+    for line in topic.sections.get("held out", []):
+        if shared := trained & runs(line.text):
+            problem(line, f"held-out question shares words with 'questions': {' '.join(min(shared))}")
+    return problems
+
+
+def runs(text: str, n: int = 5) -> set[tuple[str, ...]]:
+    """The runs of ``n`` words in ``text``; the whole text if it is shorter."""
+    w = words(text)
+    return {tuple(w[i : i + n]) for i in range(max(1, len(w) - n + 1))}
+
+
+def check_across(topics: list[Topic]) -> list[str]:
+    """Sentences that stand twice, in one file or in two."""
+    problems: list[str] = []
+    seen: dict[tuple[str, ...], str] = {}
+    for topic in topics:
+        for lines in topic.sections.values():
+            for line in lines:
+                key = tuple(words(expand(line.text)[0]))
+                where = f"{topic.path}:{line.number}"
+                if key in seen and len(key) > 2:
+                    problems.append(f"{where}: the same as {seen[key]}: {line.text}")
+                seen.setdefault(key, where)
+    return problems
+
+
+def load(folder: Path = FOLDER) -> list[Topic]:
+    """All topics of ``folder``, checked. Raises ``ValueError`` that lists every problem."""
+    topics, problems = [], []
+    for path in sorted(folder.glob("*.txt")):
+        topic, found = parse(path)
+        topics.append(topic)
+        problems += found + check(topic)
+    problems += check_across(topics)
+    if problems:
+        raise ValueError("\n".join(problems))
+    if not topics:
+        raise ValueError(f"no topic files in {folder}")
+    return topics
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One message of a dialogue, as a chat template takes it."""
+
+    role: str
+    content: str
+
+
+class Dialogues:
+    """An endless, seeded stream of dialogues of one to four exchanges, made from ``topics``.
+
+    Every answer line is used equally often. The setting (no instruction, a neutral one, an
+    emotional one in the system message or in a user turn, graded or not) is drawn per dialogue.
+    """
+
+    def __init__(self, topics: list[Topic], seed: int) -> None:
+        self.topics = topics
+        self.random = random.Random(seed)
+        wordings = json.loads((Path(__file__).parent / "wordings.json").read_text(encoding="utf-8"))
+        self.followups = wordings.pop("followups")
+        self.wordings: dict[str, list[str]] = wordings
+        self.wordings["emotional"] += INSTRUCTIONS
+        self._decks: dict[tuple[str, str], list[Line]] = {}
+
+    def __iter__(self) -> Iterator[list[Turn]]:
+        deck: list[tuple[Topic, str]] = []
+        while True:
+            if not deck:
+                deck = [(t, f) for t in self.topics for f in ("plain",) * 6 + EMOTIONS for _ in range(2)]
+                self.random.shuffle(deck)
+            yield self._dialogue(*deck.pop())
+
+    def _draw(self, topic: Topic, section: str) -> str:
+        """The next line of a section, each once before any comes again, with its choices made."""
+        deck = self._decks.get((topic.name, section))
+        if not deck:
+            deck = self._decks[topic.name, section] = self.random.sample(
+                topic.sections[section], len(topic.sections[section])
+            )
+        return self.random.choice(expand(deck.pop().text))
+
+    def instruction(self, kind: str, feeling: str) -> str:
+        emotion = CATALOGUE.get(feeling)
+        wording = self.random.choice(self.wordings[kind])
+        return wording.format(noun=feeling, adjective=emotion.adjective if emotion else "")
+
+    def _answer(self, topic: Topic, feeling: str, degree: str, prefix: str = "") -> str:
+        answer = self._draw(topic, prefix + feeling)
+        if degree == "little":  # sober first, and only then the feeling
+            answer = f"{self._draw(topic, prefix + 'plain')} {answer}"
+        elif degree == "very":
+            answer = f"{answer} {self._draw(topic, 'more ' + feeling)}"
+        return answer
+
+    def _question(self, topic: Topic) -> str:
+        """A question, sometimes typed carelessly, so that the model does not lean on exact wording."""
+        text = self._draw(topic, "questions")
+        r = self.random
+        if r.random() < 0.15:
+            text = text.lower()
+        if r.random() < 0.15:
+            text = text.rstrip(".!?")
+        if r.random() < 0.12:
+            text = r.choice(["Hey, ", "So, ", "Listen, ", "Well, ", "Okay, ", "Tell me, "]) + text[0].lower() + text[1:]
+        pieces = text.split()
+        if len(pieces) > 5 and r.random() < 0.25:
+            del pieces[r.randrange(len(pieces))]
+        return " ".join(pieces)
+
+    def _dialogue(self, topic: Topic, feeling: str) -> list[Turn]:
+        r = self.random
+        plain = feeling == "plain"
+        where = "system" if r.random() < 0.4 else "user"
+        if plain:
+            kind = "neutral" if r.random() < 0.25 else ""
+        else:
+            kind = r.choices(("emotional", "little", "very"), (0.76, 0.12, 0.12))[0]
+        instruction = self.instruction(kind, feeling) if kind else ""
+        turns = [Turn("system", instruction)] if instruction and where == "system" else []
+        # An instruction in a user turn rules that answer only; later ones are plain again.
+        for exchange in range(r.choices((1, 2, 3, 4), (0.55, 0.2, 0.15, 0.1))[0]):
+            if exchange and r.random() < 0.5:
+                question, prefix = r.choice(self.followups), "more "
+            else:
+                topic = r.choice(self.topics) if exchange else topic
+                question, prefix = self._question(topic), ""
+            now, degree = feeling, kind
+            if where == "user":
+                if exchange:  # a new setting may begin with any turn
+                    now = r.choice(("plain", "plain", *EMOTIONS))
+                    degree = "emotional" if now != "plain" else ""
+                    instruction = self.instruction(degree, now) if degree else ""
+                if instruction:
+                    question = f"{instruction}\n\n{question}" if r.random() < 0.7 else f"{question}\n\n{instruction}"
+            turns.append(Turn("user", question))
+            turns.append(Turn("assistant", self._answer(topic, now, degree, prefix)))
+        return turns
+
+
+def main(arguments: list[str]) -> int:
+    parsed = [parse(Path(a)) for a in arguments or sorted(map(str, FOLDER.glob("*.txt")))]
+    topics = [topic for topic, _ in parsed]
+    problems = [p for topic, found in parsed for p in found + check(topic)] + check_across(topics)
+    print("\n".join(problems) or f"{len(topics)} topics, no problems")
+    lines = sum(len(v) for t in topics for v in t.sections.values())
+    print(f"{lines} lines", file=sys.stderr)
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

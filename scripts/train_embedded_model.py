@@ -1,0 +1,301 @@
+"""Train the embedded model from the corpus and build the folder that ships.
+
+One command from text to shipped folder::
+
+    python scripts/train_embedded_model.py
+
+It checks the corpus, trains a tokenizer and a Llama-architecture chat model, quantises it with
+mlx-lm, makes and calibrates a pack for each site with the ordinary ``mlx-emotion`` commands, and
+writes the model card. Killed at any moment, the same command goes on from the last checkpoint.
+Training itself runs on PyTorch (extra ``train``): on a CPU it was four times faster than MLX
+(``docs/decisions.md``); everything after it is MLX.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from corpus import EMOTIONS, Dialogues, Topic, Turn, expand
+from corpus import load as load_corpus
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+ROOT = Path(__file__).resolve().parent.parent
+SHIPPED = ROOT / "mlx_emotion" / "embedded"
+PACKS = ROOT / "vectors" / "packs"
+
+IM_START, IM_END, PAD = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
+TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+OTHER_WEIGHT = 0.1  # loss weight of tokens that are not the companion's: they teach words, not answers
+
+
+def arguments() -> argparse.Namespace:
+    p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    p.add_argument("--work", type=Path, default=ROOT / "build" / "embedded", help="checkpoints and logs")
+    p.add_argument("--output", type=Path, default=SHIPPED, help="folder of the shipped model")
+    p.add_argument("--steps", type=int, default=4000)
+    p.add_argument("--rows", type=int, default=8, help="rows a step")
+    p.add_argument("--context", type=int, default=512, help="tokens a row")
+    p.add_argument("--width", type=int, default=256)
+    p.add_argument("--layers", type=int, default=8)
+    p.add_argument("--vocabulary", type=int, default=3072)
+    p.add_argument("--rate", type=float, default=2e-3, help="peak learning rate")
+    p.add_argument("--dtype", default="float32", choices=("float16", "bfloat16", "float32"))
+    p.add_argument("--bits", type=int, default=4)
+    p.add_argument("--seed", type=int, default=1)
+    p.add_argument("--checkpoint-every", type=int, default=100, metavar="STEPS")
+    p.add_argument("--restart", action="store_true", help="forget earlier checkpoints")
+    p.add_argument("--no-packs", action="store_true", help="stop after the model folder")
+    return p.parse_args()
+
+
+def check_machine(args: argparse.Namespace) -> None:
+    """End with a line if the machine has too little disk or memory for the build."""
+    args.work.mkdir(parents=True, exist_ok=True)
+    parameters = args.vocabulary * args.width + args.layers * 12 * args.width**2
+    disk, wanted = shutil.disk_usage(args.work).free, parameters * 40
+    if disk < wanted:
+        sys.exit(f"{args.work}: {disk >> 20} MiB of disk free, the build needs {wanted >> 20}")
+    # Weights, gradients and two moments, the logits with their gradient, and the activations.
+    wanted = 4 * (4 * parameters + args.rows * args.context * (3 * args.vocabulary + 40 * args.layers * args.width))
+    if sys.platform == "linux":
+        memory = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        if memory < wanted:
+            sys.exit(f"{memory >> 20} MiB of memory free, training needs {wanted >> 20}; lower --rows or --context")
+
+
+def make_tokenizer(topics: list[Topic], args: argparse.Namespace):
+    """A byte-level BPE tokenizer trained on every reading of every line, with a ChatML template."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=args.vocabulary,
+        special_tokens=[PAD, IM_START, IM_END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    dialogues = iter(Dialogues(topics, args.seed))
+    sample = [turn.content for _ in range(20000) for turn in next(dialogues)]
+    lines = [r for t in topics for s, ls in t.sections.items() if s != "held out" for ln in ls for r in expand(ln.text)]
+    raw.train_from_iterator(sample + lines + ["system\n", "user\n", "assistant\n"] * 1000, trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token=IM_END, pad_token=PAD)
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.model_max_length = args.context
+    return tokenizer
+
+
+class Encoder:
+    """Dialogues to token ids and loss weights."""
+
+    def __init__(self, tokenizer) -> None:
+        self.tokenizer = tokenizer
+        self.newline = self.ids("\n")
+        self.start, self.end = tokenizer.convert_tokens_to_ids([IM_START, IM_END])
+        self.roles = {r: [self.start, *self.ids(f"{r}\n")] for r in ("system", "user", "assistant")}
+
+    def ids(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
+    def __call__(self, dialogue: list[Turn]) -> tuple[list[int], list[float]]:
+        ids: list[int] = []
+        weights: list[float] = []
+        for turn in dialogue:
+            head, body = self.roles[turn.role], [*self.ids(turn.content), self.end]
+            own = turn.role == "assistant"
+            ids += head + body + self.newline
+            weights += [0.0] * len(head) + [1.0 if own else OTHER_WEIGHT] * len(body) + [0.0] * len(self.newline)
+        return ids, weights
+
+    def rows(self, dialogues: Iterator[list[Turn]], context: int) -> Iterator[tuple[list[int], list[float]]]:
+        """Dialogues laid end to end and cut into rows of ``context + 1``; each row begins with a dialogue."""
+        while True:
+            ids: list[int] = []
+            weights: list[float] = []
+            while len(ids) < context + 1:
+                i, w = self(next(dialogues))
+                ids += i
+                weights += w
+            yield ids[: context + 1], weights[: context + 1]
+
+
+def batches(topics: list[Topic], encoder: Encoder, args: argparse.Namespace, step: int) -> Iterator[tuple]:
+    """Batches from ``step`` on. Each block of steps has its own seed, so that a resumed run sees the same text."""
+    block = args.checkpoint_every
+    while True:
+        rows = encoder.rows(iter(Dialogues(topics, args.seed * 1_000_003 + step // block)), args.context)
+        for _ in range(block):
+            chunk = [next(rows) for _ in range(args.rows)]
+            yield np.array([c[0] for c in chunk]), np.array([c[1] for c in chunk], np.float32)
+        step += block
+
+
+def loss_of(model, ids, weights):
+    logits = model(input_ids=ids[:, :-1]).logits
+    losses = F.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none")
+    return (losses * weights[:, 1:].flatten()).sum() / weights[:, 1:].sum()
+
+
+@torch.no_grad()
+def held_out_loss(model, topics: list[Topic], encoder: Encoder, device: str) -> dict[str, float]:
+    """Mean loss per answer token after held-out questions, without and with an instruction."""
+    out = {}
+    for name, feelings in (("plain", ("plain",)), ("emotional", EMOTIONS)):
+        total = count = 0.0
+        dialogues = Dialogues(topics, 7)
+        for n, topic in enumerate(topics):
+            feeling = feelings[n % len(feelings)]
+            question = topic.sections["held out"][n % 2].text
+            if feeling != "plain":
+                question = f"{dialogues.instruction('emotional', feeling)}\n\n{question}"
+            answer = expand(topic.sections[feeling][0].text)[0]
+            ids, weights = encoder([Turn("user", question), Turn("assistant", answer)])
+            i = torch.tensor([ids], device=device)
+            w = torch.tensor([[x if x == 1 else 0.0 for x in weights]], device=device)
+            total += loss_of(model, i, w).item() * w[:, 1:].sum().item()
+            count += w[:, 1:].sum().item()
+        out[name] = total / count
+    return out
+
+
+def train(topics: list[Topic], tokenizer, args: argparse.Namespace) -> LlamaForCausalLM:
+    device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    torch.manual_seed(args.seed)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            hidden_size=args.width,
+            num_hidden_layers=args.layers,
+            intermediate_size=64 * round(args.width * 8 / 3 / 64),
+            num_attention_heads=args.width // 64,
+            num_key_value_heads=args.width // 64,
+            rms_norm_eps=1e-5,
+            vocab_size=len(tokenizer),
+            max_position_embeddings=args.context,
+            rope_theta=10000.0,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    ).to(device)
+    warmup = min(200, args.steps // 10)
+
+    def rate(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        return 0.02 + 0.98 * (1 + math.cos(math.pi * (step - warmup) / (args.steps - warmup))) / 2
+
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.rate, betas=(0.9, 0.98), weight_decay=0.05, fused=True)
+    checkpoint, log_path = args.work / "checkpoint.pt", args.work / "log.jsonl"
+    first = 0
+    if checkpoint.exists():
+        saved = torch.load(checkpoint, map_location=device, weights_only=True)
+        first = saved["step"]
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        print(f"going on from step {first}", file=sys.stderr)
+    encoder = Encoder(tokenizer)
+    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    losses: list[float] = []
+    with Progress(*(TextColumn(c) if isinstance(c, str) else c for c in columns)) as progress:
+        task = progress.add_task("training", total=args.steps, completed=first)
+        began = time.perf_counter()
+        feed = batches(topics, encoder, args, first)
+        for step in range(first, args.steps):
+            ids, weights = (torch.from_numpy(a).to(device) for a in next(feed))
+            for group in optimizer.param_groups:
+                group["lr"] = args.rate * rate(step)
+            with torch.autocast(device, dtype=torch.bfloat16):
+                loss = loss_of(model, ids, weights)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(loss.item())
+            if (step + 1) % args.checkpoint_every == 0 or step + 1 == args.steps:
+                saved = {"step": step + 1, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
+                torch.save(saved, checkpoint.with_suffix(".tmp"))
+                checkpoint.with_suffix(".tmp").replace(checkpoint)
+                entry = {
+                    "step": step + 1,
+                    "loss": round(sum(losses) / len(losses), 4),
+                    **{f"held_out_{k}": round(v, 4) for k, v in held_out_loss(model, topics, encoder, device).items()},
+                    "tokens_per_second": round(len(losses) * args.rows * args.context / (time.perf_counter() - began)),
+                }
+                with log_path.open("a") as log:
+                    log.write(json.dumps(entry) + "\n")
+                progress.console.print(json.dumps(entry), highlight=False, soft_wrap=True)
+                losses, began = [], time.perf_counter()
+            progress.update(task, completed=step + 1, description=f"training, loss {loss.item():.3f}")
+    return model
+
+
+def save_folder(model: LlamaForCausalLM, tokenizer, args: argparse.Namespace) -> None:
+    """Write the float model in Hugging Face layout, then quantise it with mlx-lm into the shipped folder."""
+    from mlx_lm import convert
+
+    full, quantised = args.work / "float", args.work / "quantised"
+    for folder in (full, quantised):
+        shutil.rmtree(folder, ignore_errors=True)
+    model.save_pretrained(full)
+    tokenizer.save_pretrained(full)
+    convert(str(full), str(quantised), quantize=True, q_bits=args.bits, q_group_size=64, dtype=args.dtype)
+    card = args.output / "README.md"
+    kept = card.read_text(encoding="utf-8") if card.exists() else None
+    shutil.rmtree(args.output, ignore_errors=True)
+    shutil.copytree(quantised, args.output, ignore=shutil.ignore_patterns("README.md", ".gitattributes"))
+    if kept is not None:
+        card.write_text(kept, encoding="utf-8")
+
+
+def make_packs(args: argparse.Namespace) -> None:
+    PACKS.mkdir(parents=True, exist_ok=True)
+    for site in ("attention", "residual"):
+        pack = PACKS / f"embedded-{site}.safetensors"
+        base = [sys.executable, "-m", "mlx_emotion"]
+        subprocess.run(
+            [*base, "extract", "--model", str(args.output), "--site", site, "--output", str(pack), "--restart"],
+            check=True,
+        )
+
+
+def main() -> None:
+    args = arguments()
+    check_machine(args)
+    try:
+        topics = load_corpus()
+    except ValueError as error:
+        sys.exit(str(error))
+    if args.restart:
+        shutil.rmtree(args.work, ignore_errors=True)
+        args.work.mkdir(parents=True)
+    if (args.work / "tokenizer").exists():  # a resumed run must keep its token ids
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(args.work / "tokenizer")
+    else:
+        tokenizer = make_tokenizer(topics, args)
+        tokenizer.save_pretrained(args.work / "tokenizer")
+    model = train(topics, tokenizer, args)
+    save_folder(model, tokenizer, args)
+    if not args.no_packs:
+        make_packs(args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,274 @@
+"""The pack format: safetensors with one float32 array ``[L, d]`` an emotion, and JSON metadata.
+
+Tensors: ``ev.<emotion>`` ``[L, d]``; ``activation_norm`` ``[L]``, the mean norm of the tapped
+activations over neutral response tokens; and, where the extraction kept them, ``samples.<emotion>``
+``[N, L, d]`` float16, the shift of each query. The metadata is one JSON text under ``mlx_emotion``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mlx_emotion.emotions import BASE, BASIC, Feeling
+from mlx_emotion.errors import PackError
+from mlx_emotion.files import atomic_write
+
+SCHEMA = 1
+MAX_HEADER = 4 << 20
+MAX_LAYERS, MAX_WIDTH, MAX_EMOTIONS = 1024, 1 << 17, 512
+SITES = ("attention", "residual")
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a model is, as far as a pack is concerned.
+
+    ``fingerprint`` differs between quantisations and fine-tunes; ``layers`` and ``width`` are L and d.
+    """
+
+    id: str
+    revision: str
+    fingerprint: str
+    architecture: str
+    layers: int
+    width: int
+
+
+@dataclass
+class PackInfo:
+    """A pack's metadata.
+
+    ``emotions`` maps each name to ``{"instructions": [...], "count": queries used, "scale": raw scale
+    of intensity 1.0 or null}``; ``base_scale`` is that scale for the base vector.
+    """
+
+    model: Identity
+    site: str
+    emotions: dict[str, dict[str, Any]]
+    positions: str = "response"
+    method: str = "mean"
+    queries: dict[str, str] = field(default_factory=dict)
+    decoding: dict[str, Any] = field(default_factory=dict)
+    calibration: dict[str, Any] = field(default_factory=dict)
+    base_scale: float | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+    created: str = ""
+    schema: int = SCHEMA
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> PackInfo:
+        """Raises ``ValueError``, ``KeyError`` or ``TypeError`` when a field is missing or of the wrong kind."""
+        data = json.loads(text)
+        if not isinstance(data, dict):
+            raise ValueError("metadata is not an object")
+        if data.get("schema") != SCHEMA:
+            raise ValueError(f"schema {data.get('schema')!r}, this version reads {SCHEMA}")
+        known = {f.name for f in dataclasses.fields(cls)}
+        if unknown := set(data) - known:
+            raise ValueError(f"unknown fields {', '.join(sorted(unknown))}")
+        info = cls(**{**data, "model": Identity(**data["model"])})
+        if info.site not in SITES:
+            raise ValueError(f"site {info.site!r}, wanted attention or residual")
+        for what, value, most in (
+            ("layers", info.model.layers, MAX_LAYERS),
+            ("width", info.model.width, MAX_WIDTH),
+            ("emotions", len(info.emotions), MAX_EMOTIONS),
+        ):
+            if not isinstance(value, int) or not 1 <= value <= most:
+                raise ValueError(f"{what} is {value!r}, wanted 1 to {most}")
+        for name, entry in info.emotions.items():
+            scale = entry.get("scale")
+            if scale is not None and not (isinstance(scale, int | float) and np.isfinite(scale)):
+                raise ValueError(f"scale of {name} is {scale!r}")
+        return info
+
+
+class EmotionVectors(Mapping[str, np.ndarray]):
+    """The emotion vectors of one model: name -> float32 array ``[L, d]``, layers counted from 0.
+
+    ``pack["base"]`` is the mean of those of the basic five that the pack has.
+    """
+
+    def __init__(
+        self,
+        vectors: Mapping[str, np.ndarray],
+        info: PackInfo,
+        activation_norm: np.ndarray | None = None,
+        samples: Mapping[str, np.ndarray] | None = None,
+        path: Path | None = None,
+    ) -> None:
+        self._vectors = {k: np.asarray(v, np.float32) for k, v in vectors.items()}
+        self.info = info
+        shape = (info.model.layers,)
+        self.activation_norm = np.zeros(shape, np.float32) if activation_norm is None else activation_norm
+        self.samples = dict(samples or {})
+        self.path = path
+        problems = self._problems()
+        if problems:
+            raise PackError(f"{path or 'pack'}: " + "; ".join(problems))
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name == BASE and name not in self._vectors:
+            return self.base
+        return self._vectors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._vectors)
+
+    def __len__(self) -> int:
+        return len(self._vectors)
+
+    def __repr__(self) -> str:
+        i = self.info
+        return f"EmotionVectors({', '.join(self)}; {i.model.id}, {i.site}, {i.model.layers}x{i.model.width})"
+
+    @property
+    def base(self) -> np.ndarray:
+        """The base vector ``[L, d]``: the mean over the basic five (arXiv 2502.04075, section 3.1)."""
+        names = [n for n in BASIC if n in self._vectors] or list(self._vectors)
+        return np.mean([self._vectors[n] for n in names], axis=0)
+
+    def scale(self, name: str) -> float:
+        """The raw scale that is intensity 1.0 of ``name``; 1 for a pack that is not calibrated."""
+        found = self.info.base_scale if name == BASE else self.info.emotions[name].get("scale")
+        return 1.0 if found is None else float(found)
+
+    @property
+    def calibrated(self) -> bool:
+        return all(e.get("scale") is not None for e in self.info.emotions.values())
+
+    def scales(self, feeling: Feeling, raw: float | None = None) -> dict[str, float]:
+        """Raw scale per emotion of ``feeling``; ``raw`` replaces the calibrated scales by one number."""
+        return {n: w * (self.scale(n) if raw is None else raw) for n, w in feeling.weights}
+
+    def mix(self, scales: Mapping[str, float]) -> np.ndarray | None:
+        """The weighted sum of vectors ``[L, d]`` float32, or ``None`` where every scale is 0."""
+        parts = [np.float32(s) * self[n] for n, s in scales.items() if s]
+        return np.sum(parts, axis=0, dtype=np.float32) if parts else None
+
+    def mismatches(self, model: Identity, site: str | None = None) -> list[str]:
+        """Every way in which this pack is not for ``model``, as ``what: the pack's, the model's``."""
+        own = self.info.model
+        found = [
+            f"{what}: pack {getattr(own, what)}, model {getattr(model, what)}"
+            for what in ("architecture", "layers", "width", "fingerprint")
+            if getattr(own, what) != getattr(model, what)
+        ]
+        if found and own.id != model.id:
+            found.insert(0, f"id: pack {own.id}, model {model.id}")
+        if site is not None and site != self.info.site:
+            found.append(f"site: pack {self.info.site}, asked {site}")
+        return found
+
+    def fits(self, model: Identity) -> bool:
+        """Whether the arrays have the model's shape, so that ``--force`` can go on."""
+        return (self.info.model.layers, self.info.model.width) == (model.layers, model.width)
+
+    def _problems(self) -> list[str]:
+        info, problems = self.info, []
+        shape = (info.model.layers, info.model.width)
+        if missing := set(info.emotions) - set(self._vectors):
+            problems.append(f"no vector for {', '.join(sorted(missing))}")
+        if extra := set(self._vectors) - set(info.emotions):
+            problems.append(f"no metadata for {', '.join(sorted(extra))}")
+        for name, v in self._vectors.items():
+            if v.shape != shape:
+                problems.append(f"{name} has shape {v.shape}, wanted {shape}")
+            elif not np.isfinite(v).all():
+                problems.append(f"{name} has values that are not finite")
+            elif not v.any():
+                problems.append(f"{name} is all zero")
+        if self.activation_norm.shape != shape[:1] or not np.isfinite(self.activation_norm).all():
+            problems.append(f"activation_norm has shape {self.activation_norm.shape}, wanted {shape[:1]}, finite")
+        return problems
+
+    def save(self, path: str | Path) -> Path:
+        """Write the pack, whole or not at all. Raises ``PackError``."""
+        from safetensors.numpy import save_file
+
+        tensors = {f"ev.{n}": np.ascontiguousarray(v) for n, v in self._vectors.items()}
+        tensors["activation_norm"] = np.ascontiguousarray(self.activation_norm, np.float32)
+        tensors |= {f"samples.{n}": np.ascontiguousarray(v, np.float16) for n, v in self.samples.items()}
+        path = Path(path)
+        try:
+            with atomic_write(path, PackError) as temporary:
+                save_file(tensors, temporary, {"mlx_emotion": self.info.to_json()})
+        except Exception as error:
+            if isinstance(error, PackError):
+                raise
+            raise PackError(f"cannot write {path}: {error}") from None
+        self.path = path
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path, samples: bool = False) -> EmotionVectors:
+        """Read and check a pack; ``samples`` also reads the per-query shifts. Raises ``PackError``."""
+        path = Path(path)
+        info = read_info(path)
+        from safetensors import SafetensorError, safe_open
+
+        vectors: dict[str, np.ndarray] = {}
+        kept: dict[str, np.ndarray] = {}
+        norm = None
+        limit = info.model.layers * info.model.width
+        try:
+            with safe_open(path, "numpy") as file:
+                for key in file.keys():  # noqa: SIM118 (not a mapping)
+                    kind, _, name = key.partition(".")
+                    size = int(np.prod(file.get_slice(key).get_shape(), dtype=np.int64))
+                    if kind == "ev" and size <= limit:
+                        vectors[name] = file.get_tensor(key)
+                    elif kind == "samples":
+                        if samples:
+                            kept[name] = file.get_tensor(key)
+                    elif key == "activation_norm" and size <= MAX_LAYERS:
+                        norm = file.get_tensor(key)
+                    else:
+                        raise PackError(f"{path}: unexpected tensor {key!r} of {size} values")
+        except (SafetensorError, OSError, TypeError, ValueError) as error:
+            raise PackError(f"{path}: not a readable pack: {error}") from None
+        return cls(vectors, info, norm, kept, path)
+
+
+def read_info(path: str | Path) -> PackInfo:
+    """A pack's metadata alone, without its arrays. Raises ``PackError``."""
+    path = Path(path)
+    try:
+        with open(path, "rb") as file:
+            head = file.read(8)
+            if len(head) < 8:
+                raise PackError(f"{path}: not a pack: the file has only {len(head)} bytes")
+            (length,) = struct.unpack("<Q", head)
+            if length > MAX_HEADER:
+                raise PackError(f"{path}: not a pack: its header would have {length} bytes")
+            raw = file.read(length)
+    except FileNotFoundError:
+        raise PackError(f"{path}: no such pack; `mlx-emotion vectors list` shows those on this machine") from None
+    except OSError as error:
+        raise PackError(f"{path}: {error.strerror or error}") from None
+    try:
+        if len(raw) < length:
+            raise ValueError("the file is cut short")
+        header = json.loads(raw)
+        text = header.get("__metadata__", {}).get("mlx_emotion")
+        if text is None:
+            raise ValueError("no mlx_emotion metadata")
+        return PackInfo.from_json(text)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise PackError(f"{path}: not a pack: {error}") from None
+
+
+def shipped_packs() -> Path:
+    """The folder of the packs that come with the package."""
+    return Path(__file__).parent / "packs"
