@@ -13,6 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .compare import Answer as Answer
     from .emotions import CATALOGUE as CATALOGUE
     from .emotions import Emotion as Emotion
     from .emotions import Feeling as Feeling
@@ -21,12 +22,21 @@ if TYPE_CHECKING:
     from .events import Failed as Failed
     from .events import FeelingChanged as FeelingChanged
     from .events import GuardTripped as GuardTripped
+    from .events import Reading as Reading
     from .events import Token as Token
+    from .files import load_config as load_config
+    from .library import Step as Step
+    from .library import available as available
+    from .library import make_pack as make_pack
     from .model import Chat as Chat
     from .model import Generation as Generation
     from .model import Model as Model
     from .model import extract as extract
     from .model import load as load
+    from .store import Conflict as Conflict
+    from .store import Exchange as Exchange
+    from .store import Reply as Reply
+    from .store import Store as Store
     from .vectors import EmotionVectors as EmotionVectors
 
 __version__ = "0.1.0"
@@ -35,6 +45,9 @@ _HOMES = {
     "CATALOGUE": "emotions", "Emotion": "emotions", "Feeling": "emotions",
     "MLXEmotionError": "errors",
     "Done": "events", "Failed": "events", "FeelingChanged": "events", "GuardTripped": "events", "Token": "events",
+    "Reading": "events", "Answer": "compare", "load_config": "files",
+    "Step": "library", "available": "library", "make_pack": "library",
+    "Conflict": "store", "Exchange": "store", "Reply": "store", "Store": "store",
     "Chat": "model", "Generation": "model", "Model": "model", "extract": "model", "load": "model",
     "EmotionVectors": "vectors",
 }  # fmt: skip

@@ -14,12 +14,16 @@ from .steering import Dose, Row, Sums
 
 @dataclass(frozen=True)
 class Job:
-    """One sequence to generate: prompt ids, and the dose on its response (or on ``all`` positions)."""
+    """One sequence to generate: prompt ids, and the dose on its response (or on ``all`` positions).
+
+    ``history`` are spans of the prompt that were felt otherwise, as in ``Row.spans``.
+    """
 
     key: Any
     prompt: list[int]
     dose: Dose | None = None
     all_positions: bool = False
+    history: tuple[tuple[int, int | None, Dose | None], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -72,14 +76,20 @@ def run_batch(
     ends = sorted(voice.loaded.tokenizer.eos_token_ids)
     # -1 is no token: comparing with nothing at all would be an empty array.
     end_ids = mx.array(ends or [-1])
-    generator = BatchGenerator(
-        voice.model,  # type: ignore[arg-type]  # called like the model
-        max_tokens=max_tokens,
-        stop_tokens=[[t] for t in ends],
-        sampler=make_sampler(temperature, top_p),
-        completion_batch_size=batch_size,
-        prefill_batch_size=min(8, batch_size),
-    )
+    sampler = make_sampler(temperature, top_p)
+    together = prefilled_together(voice)
+    generator: Any
+    if together:
+        generator = BatchGenerator(
+            voice.model,  # type: ignore[arg-type]  # called like the model
+            max_tokens=max_tokens,
+            stop_tokens=[[t] for t in ends],
+            sampler=sampler,
+            completion_batch_size=batch_size,
+            prefill_batch_size=min(together, batch_size),
+        )
+    else:
+        generator, batch_size = _OneByOne(voice, max_tokens, set(ends), sampler), 1
     tokenizer = voice.loaded.tokenizer
     source = iter(jobs)
     running: dict[int, tuple[Job, list[int], Any]] = {}
@@ -91,7 +101,9 @@ def run_batch(
                 if job is None:
                     exhausted = True
                     break
-                row = Row.steered(job.dose, 0 if job.all_positions else len(job.prompt) - 1)
+                row = Row(list(job.history))
+                start = (job.history[-1][1] or 0) if job.history else 0
+                row.set(job.dose, start if job.all_positions else len(job.prompt) - 1)
                 sums = Sums([len(job.prompt)], end_ids) if capture else None
                 (uid,) = generator.insert([list(job.prompt)], caches=[voice.model.cache(row, sums)])
                 running[uid] = (job, [], _Detokenizer(tokenizer) if pieces else None)
@@ -113,6 +125,74 @@ def run_batch(
                 yield Finished(job.key, tokens, text, response.finish_reason, mean, norm)
     finally:
         generator.close()
+
+
+# Models of mlx-lm 0.32.2 that go wrong with rows of different lengths: afm7 takes the padded length for the
+# position of the keys it reuses, gemma2's mask does not fit its grouped heads, gpt_bigcode has one position for all.
+ALONE = {"mlx_lm.models.afm7", "mlx_lm.models.gemma2", "mlx_lm.models.gpt_bigcode"}
+
+
+def prefilled_together(voice: Voice) -> int:
+    """How many prompts this model can take in one pass; 0 where its rows can't be batched at all.
+
+    Padding must not reach a recurrent state, and not every recurrent model of mlx-lm masks it (jamba,
+    rwkv7, nemotron_h and more do not): those take prompts one by one and go on together. A kind of
+    cache without ``merge`` (llama4, deepseek_v41) is not made for batches.
+    """
+    from mlx_lm.models.cache import ArraysCache, CacheList, make_prompt_cache
+
+    model = voice.taps.model
+    caches = make_prompt_cache(model)
+    if type(model).__module__ in ALONE or not all(hasattr(c, "merge") for c in caches):
+        return 0
+    parts = [part for c in caches for part in (c.caches if isinstance(c, CacheList) else [c])]
+    return 1 if any(isinstance(part, ArraysCache) for part in parts) else 8
+
+
+@dataclass(frozen=True)
+class _Response:
+    uid: int
+    token: int
+    finish_reason: str | None
+    prompt_cache: list[Any]
+
+
+class _OneByOne:
+    """Stands in for mlx-lm's ``BatchGenerator`` where a model can't be batched: one sequence after another."""
+
+    def __init__(self, voice: Voice, max_tokens: int, ends: set[int], sampler: Any) -> None:
+        self.voice, self.max_tokens, self.ends, self.sampler = voice, max_tokens, ends, sampler
+        self._uid = 0
+        self._steps: Iterator[_Response] = iter(())
+
+    def insert(self, prompts: list[list[int]], caches: list[list[Any]]) -> list[int]:
+        (prompt,), (cache,) = prompts, caches
+        self._uid += 1
+        self._steps = self._generate(self._uid, prompt, cache)
+        return [self._uid]
+
+    def next_generated(self) -> list[_Response]:
+        return [next(self._steps)]
+
+    def close(self) -> None:
+        self._steps = iter(())
+
+    def _generate(self, uid: int, prompt: list[int], cache: list[Any]) -> Iterator[_Response]:
+        import mlx.core as mx
+        from mlx_lm.generate import generate_step
+
+        steps = generate_step(
+            mx.array(prompt),
+            self.voice.model,  # type: ignore[arg-type]  # called like the model
+            max_tokens=self.max_tokens,
+            sampler=self.sampler,
+            prompt_cache=cache,
+        )
+        for count, (token, _) in enumerate(steps, 1):
+            reason = "stop" if int(token) in self.ends else "length" if count == self.max_tokens else None
+            yield _Response(uid, int(token), reason, cache)
+            if reason:
+                return
 
 
 class _Detokenizer:

@@ -6,7 +6,8 @@ import difflib
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from itertools import combinations
 
 from .errors import UsageError
 
@@ -15,28 +16,42 @@ MAX_INTENSITY = 1.5
 
 BASE, NEUTRAL = "base", "neutral"
 
+GREY = "#9a9a9a"
+"""The colour of an emotion that was given none."""
+
 
 @dataclass(frozen=True)
 class Emotion:
-    """One emotion of the catalogue.
+    """One emotion, of the catalogue or a user's own.
 
-    ``angle`` is its direction on Russell's circumplex in degrees, counter-clockwise from pleasant:
-    valence is its cosine, arousal its sine. ``colour`` is ``#rrggbb``. ``adjective`` completes
-    "someone who feels …" in the instruction wordings.
+    ``angle`` is its direction on Russell's circumplex in degrees, counter-clockwise from pleasant, and
+    ``radius`` its distance from the middle, 0 to 1: valence is ``radius`` times its cosine, arousal its
+    sine; radius 0 is without a place. ``colour`` is ``#rrggbb``. ``adjective`` completes "someone who
+    feels …" in the instruction wordings; ``instructions`` are wordings of its own, in place of those.
     """
 
     name: str
     adjective: str
     angle: float
     colour: str
+    radius: float = 1.0
+    instructions: tuple[str, ...] = ()
+
+    @classmethod
+    def custom(
+        cls, name: str, valence: float = 0.0, arousal: float = 0.0, colour: str = GREY, instructions: Iterable[str] = ()
+    ) -> Emotion:
+        """An emotion that is not of the catalogue, by its point on the circumplex; without one it has no place."""
+        angle = math.degrees(math.atan2(arousal, valence)) % 360
+        return cls(name, name, angle, colour, min(1.0, math.hypot(valence, arousal)), tuple(instructions))
 
     @property
     def valence(self) -> float:
-        return math.cos(math.radians(self.angle))
+        return self.radius * math.cos(math.radians(self.angle))
 
     @property
     def arousal(self) -> float:
-        return math.sin(math.radians(self.angle))
+        return self.radius * math.sin(math.radians(self.angle))
 
 
 # Angles: Russell (1980), circular scaling, of the nearest word: angry 99, afraid 116, happy 7.8 and
@@ -67,11 +82,17 @@ INSTRUCTIONS = (
 """The emotional setting's wordings; extraction takes them in turn so that a vector is not one wording's."""
 
 
-def instructions(emotion: str, wordings: Iterable[str] = INSTRUCTIONS) -> tuple[str, ...]:
-    """The instruction wordings of ``emotion``, filled in."""
-    known = CATALOGUE.get(emotion)
-    adjective = known.adjective if known else emotion
-    return tuple(w.format(noun=emotion, adjective=adjective) for w in wordings)
+def instructions(emotion: Emotion, wordings: Iterable[str] = INSTRUCTIONS) -> tuple[str, ...]:
+    """The instruction wordings of ``emotion``: its own, else ``wordings`` filled in."""
+    filled = (w.format(noun=emotion.name, adjective=emotion.adjective) for w in wordings)
+    return emotion.instructions or tuple(filled)
+
+
+def catalogue(known: Iterable[str] | Mapping[str, Emotion]) -> dict[str, Emotion]:
+    """The emotions behind names: as given, else of ``CATALOGUE``; one that is in neither has no place."""
+    if isinstance(known, Mapping):
+        return dict(known)
+    return {n: CATALOGUE.get(n) or Emotion.custom(n) for n in known}
 
 
 def check_name(name: str, known: Iterable[str]) -> str:
@@ -90,10 +111,12 @@ def check_name(name: str, known: Iterable[str]) -> str:
 class Feeling:
     """A weighted mix of emotions: ``weights`` are (name, intensity) pairs, intensity in [0, 1.5].
 
-    No pairs is neutral. Names are an emotion's, or ``base``. Make one with ``Feeling.of``.
+    No pairs is neutral. Names are an emotion's, or ``base``. Make one with ``Feeling.of``, which also
+    notes in ``defined`` those emotions of the mix that are not the catalogue's.
     """
 
     weights: tuple[tuple[str, float], ...] = ()
+    defined: tuple[Emotion, ...] = field(default=(), compare=False, repr=False)
 
     def __post_init__(self) -> None:
         seen = set()
@@ -107,17 +130,20 @@ class Feeling:
 
     @classmethod
     def of(
-        cls, value: Feeling | str | Mapping[str, float] | None, known: Iterable[str] = CATALOGUE
+        cls,
+        value: Feeling | str | Mapping[str, float] | None,
+        known: Iterable[str] | Mapping[str, Emotion] = CATALOGUE,
     ) -> Feeling:
         """A feeling from what a user writes.
 
         ``value`` is a spec (``fear``, ``fear:0.5``, ``fear:0.8,joy:0.2``,
         ``valence=-0.5,arousal=0.8``, ``base``, ``neutral``), a mapping of name to intensity, or a
-        feeling. ``known`` are the emotions a pack has. Raises ``UsageError``.
+        feeling. ``known`` are the emotions a pack has, by name or with their definitions. Raises
+        ``UsageError``.
         """
         if value is None:
             return cls()
-        known = list(known)
+        known = catalogue(known)
         if isinstance(value, Feeling):
             feeling = value
         elif isinstance(value, Mapping):
@@ -126,10 +152,11 @@ class Feeling:
             feeling = cls._parse(value.strip(), known)
         for name, _ in feeling.weights:
             check_name(name, [*known, BASE])
-        return feeling
+        own = (known[n] for n, _ in feeling.weights if n in known)
+        return replace(feeling, defined=tuple(e for e in own if e != CATALOGUE.get(e.name)))
 
     @classmethod
-    def _parse(cls, spec: str, known: list[str]) -> Feeling:
+    def _parse(cls, spec: str, known: Mapping[str, Emotion]) -> Feeling:
         if not spec:
             raise UsageError("empty feeling; write for example fear:0.8,joy:0.2")
         parts = [p.strip() for p in spec.split(",")]
@@ -139,7 +166,7 @@ class Feeling:
             return cls()
         weights = []
         for part in parts:
-            match = re.fullmatch(r"([^\s:=]+)(?:\s*:\s*([-+.\deE]+))?", part)
+            match = re.fullmatch(r"([^:=]+?)(?:\s*:\s*([-+.\deE]+))?", part)
             if not match:
                 raise UsageError(f"cannot read {part!r} in feeling {spec!r}; write for example fear:0.8,joy:0.2")
             name = check_name(match[1].lower(), [*known, BASE, NEUTRAL])
@@ -152,7 +179,7 @@ class Feeling:
         return cls(tuple(weights))
 
     @classmethod
-    def _parse_point(cls, spec: str, parts: list[str], known: list[str]) -> Feeling:
+    def _parse_point(cls, spec: str, parts: list[str], known: Mapping[str, Emotion]) -> Feeling:
         point: dict[str, float] = {}
         for part in parts:
             key, _, number = (s.strip() for s in part.partition("="))
@@ -165,16 +192,17 @@ class Feeling:
         return cls.at(point.get("valence", 0.0), point.get("arousal", 0.0), known)
 
     @classmethod
-    def at(cls, valence: float, arousal: float, known: Iterable[str] = CATALOGUE) -> Feeling:
-        """The mix of the two neighbouring emotions whose weighted sum is this point of the circumplex.
+    def at(cls, valence: float, arousal: float, known: Iterable[str] | Mapping[str, Emotion] = CATALOGUE) -> Feeling:
+        """The mix of two emotions whose weighted sum is this point of the circumplex, with the least intensity.
 
-        ``valence`` and ``arousal`` are in [-1, 1]; a point outside the unit circle is moved onto it.
-        Raises ``UsageError``.
+        Among emotions on the unit circle those are the point's neighbours; one nearer to the middle is
+        not taken where two others reach the point with less. ``valence`` and ``arousal`` are in
+        [-1, 1]; a point outside the unit circle is moved onto it. Raises ``UsageError``.
         """
         for what, v in (("valence", valence), ("arousal", arousal)):
             if not -1 <= v <= 1:
                 raise UsageError(f"{what} is {v:g}, wanted -1 to 1")
-        placed = sorted((e for e in CATALOGUE.values() if e.name in set(known)), key=lambda e: e.angle)
+        placed = [e for e in catalogue(known).values() if e.radius > 0]
         radius = math.hypot(valence, arousal)
         if radius < 1e-9:
             return cls()
@@ -182,30 +210,38 @@ class Feeling:
             raise UsageError("none of this pack's emotions has a place on the circumplex; name emotions instead")
         if radius > 1:
             valence, arousal, radius = valence / radius, arousal / radius, 1.0
-        angle = math.degrees(math.atan2(arousal, valence)) % 360
-        right = min(placed, key=lambda e: (angle - e.angle) % 360)
-        left = min(placed, key=lambda e: (e.angle - angle) % 360)
-        gap = math.radians((left.angle - right.angle) % 360)
-        turn = math.radians((angle - right.angle) % 360)
-        if right is left or turn < 1e-9:
-            return cls(((right.name, radius * max(0.0, math.cos(turn))),))
-        if gap > math.radians(150):  # too wide to span: the point's share along each neighbour
-            pairs = ((right, math.cos(turn)), (left, math.cos(gap - turn)))
-            return cls(tuple((e.name, radius * c) for e, c in pairs if c > 1e-9))
-        pairs = ((right, math.sin(gap - turn)), (left, math.sin(turn)))
-        return cls(tuple((e.name, min(MAX_INTENSITY, radius * s / math.sin(gap))) for e, s in pairs if s > 1e-9))
+        spans: list[tuple[tuple[Emotion, float], ...]] = []
+        for a, b in combinations(sorted(placed, key=lambda e: e.angle), 2):
+            right, left = (a, b) if b.angle - a.angle < 180 else (b, a)
+            if not 1e-6 < (left.angle - right.angle) % 360 <= 150:  # wider, and both would be strong for little
+                continue
+            cross = right.valence * left.arousal - right.arousal * left.valence
+            first = (valence * left.arousal - arousal * left.valence) / cross
+            second = (right.valence * arousal - right.arousal * valence) / cross
+            if min(first, second) > -1e-9:
+                spans.append(((right, first), (left, second)))
+        if spans:
+            mix = min(spans, key=lambda pairs: sum(w for _, w in pairs))
+        else:  # no two reach around the point: its share along the neighbour on each side
+            angle = math.degrees(math.atan2(arousal, valence)) % 360
+            right = min(placed, key=lambda e: (angle - e.angle) % 360)
+            left = min(placed, key=lambda e: (e.angle - angle) % 360)
+            near = dict.fromkeys((right, left))
+            mix = tuple((e, (e.valence * valence + e.arousal * arousal) / e.radius**2) for e in near)
+        return cls.of({e.name: min(MAX_INTENSITY, w) for e, w in mix if w > 1e-9}, {e.name: e for e in placed})
 
     @property
     def point(self) -> tuple[float, float]:
         """(valence, arousal) of the mix, each in [-1, 1]; ``base`` and emotions without a place count as 0."""
-        placed = [(CATALOGUE[n], w) for n, w in self.weights if n in CATALOGUE]
+        known = {**CATALOGUE, **{e.name: e for e in self.defined}}
+        placed = [(known[n], w) for n, w in self.weights if n in known]
         v, a = sum(w * e.valence for e, w in placed), sum(w * e.arousal for e, w in placed)
         radius = max(1.0, math.hypot(v, a))
         return v / radius, a / radius
 
     def scaled(self, factor: float) -> Feeling:
         """The same mix with every intensity times ``factor``. Raises ``UsageError`` beyond the range."""
-        return Feeling(tuple((n, w * factor) for n, w in self.weights))
+        return replace(self, weights=tuple((n, w * factor) for n, w in self.weights))
 
     @property
     def neutral(self) -> bool:

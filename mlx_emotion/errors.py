@@ -31,6 +31,14 @@ class ExtractionError(MLXEmotionError):
     """An extraction cannot go on."""
 
 
+class StoreError(MLXEmotionError):
+    """A conversation cannot be read or kept."""
+
+
+class EvaluationError(MLXEmotionError):
+    """An evaluation cannot go on: another run's folder, a judge out of reach, a missing extra."""
+
+
 class Interrupted(MLXEmotionError):
     """The user stopped the work; what was done so far is kept."""
 

@@ -25,6 +25,19 @@ class FeelingChanged:
 
 
 @dataclass(frozen=True)
+class Reading:
+    """What the activations of token ``index`` say: (emotion, reading) pairs, 1 being a full dose of it.
+
+    ``own`` is the model's own output at the tapped site, before anything is added there; ``steered`` is
+    with what was added. Index -1 is the prompt's last token. See `readout`.
+    """
+
+    index: int
+    own: Weights
+    steered: Weights
+
+
+@dataclass(frozen=True)
 class GuardTripped:
     """The reply began to loop at token ``index``; from here on the dose is times ``factor``."""
 
@@ -62,4 +75,4 @@ class Failed:
     error: str
 
 
-Event = Token | FeelingChanged | GuardTripped | Done | Failed
+Event = Token | FeelingChanged | Reading | GuardTripped | Done | Failed

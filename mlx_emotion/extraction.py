@@ -3,7 +3,7 @@
 Each query is answered in the neutral setting (as it stands) and in the emotional one (with an
 instruction to answer with the emotion). Per layer, the mean activation over the emotional answer's
 tokens minus that over the neutral answer's is the query's shift; the emotion vector is the mean
-shift over the emotion's queries.
+shift over the emotion's queries. ``METHODS`` has two other ways, for comparison.
 """
 
 from __future__ import annotations
@@ -21,13 +21,15 @@ import numpy as np
 
 from . import queries as query_sets
 from .batch import Finished, Job, run_batch
-from .emotions import check_name, instructions
+from .definitions import Definition, read_definitions
+from .emotions import Emotion, catalogue, check_name, instructions
 from .errors import ExtractionError, Interrupted, UsageError
 from .files import atomic_write, extraction_folder
 from .session import Voice
 from .vectors import EmotionVectors, PackInfo
 
-STATE_FORMAT = 1
+STATE_FORMAT = 2
+HALF_MAX = float(np.finfo(np.float16).max)
 
 
 @dataclass(frozen=True)
@@ -39,15 +41,89 @@ class Progress:
     tokens: int
 
 
+Measure = Callable[[Voice, Iterable[Job], int, int, Callable[[], bool]], Iterator[Finished]]
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a pack is made: ``measure`` gives each prompt's activations, ``combine`` an emotion's vector.
+
+    ``measure(voice, jobs, batch_size, max_tokens, stopped)`` yields a ``Finished`` a job. ``combine`` gets
+    the shifts ``[N, d]`` of one layer and returns ``[d]``; without one the mean is kept as it comes, and
+    no query's own shift has to be stored.
+    """
+
+    measure: Measure
+    combine: Callable[[np.ndarray], np.ndarray] | None = None
+
+
+def answer_means(
+    voice: Voice, jobs: Iterable[Job], batch_size: int, max_tokens: int, stopped: Callable[[], bool]
+) -> Iterator[Finished]:
+    """Answer every prompt; the mean over the answer's tokens."""
+    results = run_batch(voice, jobs, batch_size=batch_size, max_tokens=max_tokens, capture=True, stopped=stopped)
+    for answer in results:
+        assert isinstance(answer, Finished)
+        yield answer
+
+
+def last_prompt_tokens(
+    voice: Voice, jobs: Iterable[Job], batch_size: int, max_tokens: int, stopped: Callable[[], bool]
+) -> Iterator[Finished]:
+    """Read every prompt and answer none; the activation at its last token, where the answer would begin."""
+    del batch_size, max_tokens  # one short pass a prompt, nothing generated
+    import mlx.core as mx
+    from mlx_lm.models.cache import make_prompt_cache
+
+    taps = voice.taps
+    for job in jobs:
+        if stopped():
+            return
+        _, captured = taps.forward(mx.array([job.prompt]), make_prompt_cache(taps.model), None, True)
+        assert captured is not None
+        value = np.zeros((taps.count, taps.width), np.float32)
+        value[list(taps.layers)] = np.array(
+            mx.stack([captured[i][0, -1].astype(mx.float32) for i in taps.layers])  # type: ignore[index]
+        )
+        yield Finished(job.key, [], "", "stop", value, np.linalg.norm(value, axis=-1))
+
+
+def first_component(shifts: np.ndarray) -> np.ndarray:
+    """The first principal component ``[d]`` of ``shifts`` ``[N, d]``, as long as the mean is along it.
+
+    Representation engineering (arXiv 2310.01405) takes the component of pair differences in random
+    order, which are centred on 0; so the shifts' own mean is not taken off here. The sign is the mean's.
+    """
+    x = shifts.astype(np.float64)
+    _, axes = np.linalg.eigh(x @ x.T)  # (N, N): N is far smaller than d
+    direction = axes[:, -1] @ x
+    length = np.linalg.norm(direction)
+    return direction * (direction @ x.mean(0)) / length**2 if length else direction
+
+
+METHODS = {
+    "mean": Method(answer_means),
+    "last": Method(last_prompt_tokens),
+    "pca": Method(answer_means, first_component),
+}
+"""``mean`` is the papers' (arXiv 2502.04075); ``last`` that of in-context vectors (arXiv 2311.06668)."""
+
+
 @dataclass
 class Plan:
-    """What is to be extracted. ``wordings`` maps each emotion to its instructions, taken in turn."""
+    """What is to be extracted, and how.
+
+    ``wordings`` maps each emotion to its instructions, taken in turn; ``defined`` are the emotions
+    among them that are a user's own.
+    """
 
     queries: Mapping[str, list[str]]
     source: dict[str, str]
     wordings: Mapping[str, tuple[str, ...]]
     max_tokens: int = 128
     keep_samples: bool = False
+    method: str = "mean"
+    defined: Mapping[str, Emotion] = field(default_factory=dict)
 
     @classmethod
     def make(
@@ -57,12 +133,18 @@ class Plan:
         limit: int | None = None,
         max_tokens: int = 128,
         keep_samples: bool = False,
+        method: str = "mean",
+        define: str | Path | Mapping[str, Definition] | None = None,
     ) -> Plan:
         """A plan for ``emotions`` (all of the set by default), at most ``limit`` queries each.
 
         ``queries`` is a file in the papers' format or such an object; the shipped extraction set by
-        default. Raises ``UsageError`` or ``QueryError``.
+        default. ``method`` is one of ``METHODS``. ``define`` is a TOML file with emotions of a user's own,
+        or its content; the queries it brings come before those of the set. Raises ``UsageError`` or
+        ``QueryError``.
         """
+        if method not in METHODS:
+            raise UsageError(f"unknown method {method!r}: known are {', '.join(METHODS)}")
         if isinstance(queries, Mapping):
             found = {k: list(v) for k, v in queries.items()}
             digest = hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
@@ -71,12 +153,27 @@ class Plan:
             found, source = query_sets.read(queries) if queries else query_sets.shipped()
         if limit is not None and limit < 1:
             raise UsageError(f"limit is {limit}, wanted at least 1")
-        names = list(emotions) if emotions is not None else [e for e in found if e != "neutral"]
-        names = [check_name(n, found) for n in names]
+        if max_tokens < 1:
+            raise UsageError(f"max-tokens is {max_tokens}, wanted at least 1")
+        own = read_definitions(define) if isinstance(define, str | Path) else dict(define or {})
+        if brought := {n: list(d.queries) for n, d in own.items() if d.queries}:
+            found = found | brought
+            digest = hashlib.sha256(json.dumps([source["sha256"], brought], sort_keys=True).encode()).hexdigest()
+            source = {"name": f"{source['name']} and those defined", "sha256": digest}
+        every = [e for e in dict.fromkeys([*found, *own]) if e != "neutral"]
+        names = [check_name(n, every) for n in (emotions if emotions is not None else every)]
         if not names:
             raise UsageError("no emotion to extract")
+        for name in names:
+            if name not in found:
+                raise UsageError(
+                    f"no queries for {name}: give `queries` where it is defined, or --queries with a file that "
+                    f"`mlx-emotion queries generate --emotion '{name}'` can write"
+                )
+        defined = {n: own[n].emotion for n in names if n in own}
+        wordings = {n: instructions(e) for n, e in (catalogue(names) | defined).items()}
         chosen = {n: found[n][:limit] for n in names}
-        return cls(chosen, source, {n: instructions(n) for n in names}, max_tokens, keep_samples)
+        return cls(chosen, source, wordings, max_tokens, keep_samples, method, defined)
 
     @property
     def total(self) -> int:
@@ -116,11 +213,10 @@ class Extraction:
             raise UsageError(f"batch-size is {batch_size}, wanted at least 1")
         self.voice, self.plan, self.batch_size = voice, plan, batch_size
         identity, site = voice.loaded.identity, voice.taps.site
-        key = json.dumps(
-            [STATE_FORMAT, identity.fingerprint, site, voice.taps.layers, plan.source, plan.max_tokens]
-            + [plan.keep_samples, {n: [list(plan.wordings[n]), len(q)] for n, q in plan.queries.items()}],
-            sort_keys=True,
-        )
+        asked = {n: [list(plan.wordings[n]), len(q)] for n, q in plan.queries.items()}
+        settings = [plan.method, plan.source, plan.max_tokens, plan.keep_samples, asked]
+        made_of = [STATE_FORMAT, identity.fingerprint, site, voice.taps.layers, settings]
+        key = json.dumps(made_of, sort_keys=True)
         self.folder = extraction_folder() / hashlib.sha256(key.encode()).hexdigest()[:16]
         self.shape = (voice.taps.count, voice.taps.width)
         if restart:
@@ -194,16 +290,8 @@ class Extraction:
         unsaved = tokens = 0
         finished = 2 * sum(len(state.done[n]) + len(state.empty[n]) for n in state.done)
         try:
-            results = run_batch(
-                self.voice,
-                self._jobs(),
-                batch_size=self.batch_size,
-                max_tokens=self.plan.max_tokens,
-                capture=True,
-                stopped=stopped,
-            )
-            for answer in results:
-                assert isinstance(answer, Finished)
+            measure = METHODS[self.plan.method].measure
+            for answer in measure(self.voice, self._jobs(), self.batch_size, self.plan.max_tokens, stopped):
                 emotion, i, _ = answer.key
                 finished += 1
                 tokens += len(answer.tokens)
@@ -224,8 +312,7 @@ class Extraction:
                 self._save()
         if stopped():
             raise Interrupted("extraction stopped; the same command goes on from here")
-        pack = self._pack()
-        return pack
+        return self._pack()
 
     def _add(self, emotion: str, i: int, neutral: Finished, emotional: Finished) -> None:
         state = self.state
@@ -236,8 +323,8 @@ class Extraction:
         state.shifts[emotion] += shift
         state.norm += neutral.norm
         state.answers += 1
-        if self.plan.keep_samples:
-            self._samples(emotion)[i] = shift
+        if self.plan.keep_samples or METHODS[self.plan.method].combine:
+            self._samples(emotion)[i] = shift.clip(-HALF_MAX, HALF_MAX)
         state.done[emotion].append(i)
 
     def _pack(self) -> EmotionVectors:
@@ -245,21 +332,33 @@ class Extraction:
         for emotion, done in state.done.items():
             if not done:
                 raise ExtractionError(f"{loaded.identity.id} gave only empty answers for {emotion}; nothing to average")
+        entries: dict[str, dict] = {
+            n: {"instructions": list(plan.wordings[n]), "count": len(state.done[n]), "scale": None}
+            for n in plan.queries
+        }
+        for n, e in plan.defined.items():
+            entries[n] |= {"valence": round(e.valence, 6), "arousal": round(e.arousal, 6), "colour": e.colour}
         info = PackInfo(
             model=loaded.identity,
             site=self.voice.taps.site,
-            emotions={
-                n: {"instructions": list(plan.wordings[n]), "count": len(state.done[n]), "scale": None}
-                for n in plan.queries
-            },
+            emotions=entries,
+            method=plan.method,
             queries=dict(plan.source),
             decoding={"temperature": 0.0, "max_tokens": plan.max_tokens},
             versions=library_versions(),
             created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         )
-        vectors = {n: state.shifts[n] / len(state.done[n]) for n in plan.queries}
+        vectors = {n: self._vector(n) for n in plan.queries}
         samples = {n: self._samples(n)[sorted(state.done[n])] for n in plan.queries} if plan.keep_samples else None
         return EmotionVectors(vectors, info, (state.norm / state.answers).astype(np.float32), samples)
+
+    def _vector(self, emotion: str) -> np.ndarray:
+        """``[L, d]``; layer by layer where each query's shift is needed, so that memory stays small."""
+        done, combine = sorted(self.state.done[emotion]), METHODS[self.plan.method].combine
+        if combine is None:
+            return self.state.shifts[emotion] / len(done)
+        samples = self._samples(emotion)
+        return np.stack([combine(samples[done, layer]) for layer in range(self.shape[0])])
 
     def forget(self) -> None:
         """Remove the unfinished state; the pack is safe elsewhere."""

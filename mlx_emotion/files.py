@@ -63,16 +63,21 @@ def all_paths() -> dict[str, Path]:
 def load_config() -> dict[str, Any]:
     """The user's settings; empty without a file. Raises ``UsageError`` for a file that is not TOML."""
     path = config_file()
+    return read_toml(path) if path.exists() else {}
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """A TOML file's content. Raises ``UsageError`` with the line at fault."""
     if sys.version_info >= (3, 11):
         import tomllib
     else:
         import tomli as tomllib
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-        raise UsageError(f"{path}: {error}") from None
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror or error}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise UsageError(f"{path}: not TOML: {error}") from None
 
 
 @contextlib.contextmanager

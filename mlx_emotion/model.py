@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .emotions import Feeling
+from .emotions import CATALOGUE, Emotion, Feeling
 from .engine import Engine, shared
 from .errors import ModelError, PackError, UsageError
 from .events import Done, Event
@@ -16,6 +18,9 @@ from .models import LoadedModel, load_model
 from .session import Options, Session, Voice, parse_feeling
 from .steering import Taps
 from .vectors import EmotionVectors, Identity, read_info, shipped_packs
+
+if TYPE_CHECKING:
+    from .compare import Answer
 
 FeelingLike = Feeling | str | Mapping[str, float] | None
 
@@ -49,6 +54,16 @@ def find_packs(identity: Identity, site: str | None = None) -> list[Path]:
                 continue  # `vectors list` reports it
             if info.model.fingerprint == identity.fingerprint and site in (None, info.site):
                 found.append(path)
+    return found
+
+
+def known_emotions() -> dict[str, Emotion]:
+    """The built-in emotions and those that packs on this machine define."""
+    found: dict[str, Emotion] = dict(CATALOGUE)
+    for folder in (shipped_packs(), packs_folder()):
+        for path in sorted(folder.glob("*.safetensors")):
+            with contextlib.suppress(PackError):
+                found |= read_info(path).catalogue
     return found
 
 
@@ -88,6 +103,11 @@ class Model:
     @property
     def emotions(self) -> list[str]:
         return self._voice.known
+
+    @property
+    def catalogue(self) -> Mapping[str, Emotion]:
+        """What those emotions are: place on the circumplex and colour, also of a user's own."""
+        return self._voice.catalogue
 
     def use(self, vectors: EmotionVectors | str | Path | None, force: bool = False) -> None:
         """Take another pack. Raises ``PackError`` that lists every difference, unless ``force`` and the shapes fit."""
@@ -135,6 +155,17 @@ class Model:
         """Run ``work(voice, *args)`` on the thread that owns this model and return its result."""
         return self._engine.run(work, self._voice, *args, **kwargs)
 
+    @property
+    def memory(self) -> int:
+        """Bytes that MLX holds in this process."""
+
+        def held(voice: Voice) -> int:
+            import mlx.core as mx
+
+            return mx.get_active_memory()
+
+        return self.run(held)
+
     def close(self) -> None:
         """Give the model's memory back; it cannot be used afterwards."""
         self._engine.run(self._voice.taps.remove)
@@ -165,6 +196,44 @@ class Chat:
     def stop(self) -> None:
         """End the reply under way; what came is kept."""
         self._session.stop()
+
+    @property
+    def options(self) -> Options:
+        return self._session.options
+
+    def change(self, **options: Any) -> Options:
+        """Change ``Options`` by name, from the next reply on. Raises ``UsageError``."""
+        changed = _options(asdict(self._session.options) | options)
+        self._session.change(changed)
+        return changed
+
+    def add(self, user: str, reply: str, felt: Iterable[tuple[int, FeelingLike]] = ()) -> None:
+        """Append an exchange from elsewhere, such as a stored one.
+
+        ``felt`` are (index of the first token, feeling), in order. What this model cannot feel counts as neutral.
+        """
+        steps = []
+        for index, value in felt:
+            try:
+                steps.append((index, self._model.feeling(value) if self._model.emotions else Feeling()))
+            except UsageError:
+                steps.append((index, Feeling()))
+        self._model._engine.run(self._session.add, user, reply, steps)
+
+    def drop(self) -> None:
+        """Take the last exchange back. Raises ``UsageError`` when there is none."""
+        self._model._engine.run(self._session.drop)
+
+    def compare(self, message: str, feelings: Iterable[FeelingLike], seed: int | None = None) -> Iterator[Answer]:
+        """Answer ``message`` under up to six feelings at once; the conversation stays as it is.
+
+        Yields ``Answer(column, event)``; ``add`` takes one of them into the conversation.
+        """
+        from .compare import compare
+
+        chosen = [self._model.feeling(f) for f in feelings]
+        stop = threading.Event()
+        return self._model._engine.stream(lambda: compare(self._session, message, chosen, seed, stop), stop)
 
     def reset(self) -> None:
         """Forget the conversation."""
@@ -260,15 +329,18 @@ def extract(
     max_tokens: int = 128,
     keep_samples: bool = False,
     restart: bool = True,
+    method: str = "mean",
+    define: str | Path | None = None,
 ) -> EmotionVectors:
     """Extract emotion vectors from ``model`` (arXiv 2502.04075, section 3.1), without calibration.
 
     ``queries`` is a JSON file or an object, emotion -> questions; the shipped set by default.
+    ``method`` is ``mean``, ``last`` or ``pca``; ``define`` a TOML file with emotions of your own.
     ``restart=False`` goes on with an earlier, unfinished extraction of the same settings.
     """
     from .extraction import Extraction, Plan
 
-    plan = Plan.make(emotions, queries, limit, max_tokens, keep_samples)
+    plan = Plan.make(emotions, queries, limit, max_tokens, keep_samples, method, define)
 
     def work(voice: Voice) -> EmotionVectors:
         extraction = Extraction(voice, plan, batch_size, restart)

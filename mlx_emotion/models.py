@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import ModelError
 from .files import load_config as load_settings
+from .templates import ChatTemplate
 from .vectors import Identity
 
 if TYPE_CHECKING:
@@ -28,65 +29,6 @@ PATTERNS = [
     "*.json", "model*.safetensors", "*.py", "tokenizer.model", "*.tiktoken", "tiktoken.model",
     "*.txt", "*.jsonl", "*.jinja",
 ]  # fmt: skip
-
-# For tokenizers that ship no template. ChatML where its marks are in the vocabulary, else plain roles.
-CHATML = (
-    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-PLAIN = (
-    "{% for m in messages %}{% if m['role'] == 'system' %}{{ m['content'] + '\n\n' }}"
-    "{% else %}{{ ('User: ' if m['role'] == 'user' else 'Assistant: ') + m['content'] + '\n' }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
-)
-PLAIN_STOP = ("\nUser:",)
-
-Message = dict[str, str]
-
-
-class ChatTemplate:
-    """Messages to the text a model was trained on, whatever its template lacks.
-
-    ``system_role`` is ``native``, or ``merged`` where the template refuses or drops a system message
-    and its text goes in front of the first user message. ``stops`` are texts that end a reply.
-    """
-
-    def __init__(self, tokenizer: TokenizerWrapper) -> None:
-        self.tokenizer = tokenizer
-        self.override: str | None = None
-        self.stops: tuple[str, ...] = ()
-        if not tokenizer.has_chat_template:
-            vocabulary = tokenizer.get_vocab()
-            chatml = "<|im_start|>" in vocabulary and "<|im_end|>" in vocabulary
-            self.override, self.stops = (CHATML, ("<|im_end|>",)) if chatml else (PLAIN, PLAIN_STOP)
-        probe = "zyxsystemzyx"
-        try:
-            text = self._apply([{"role": "system", "content": probe}, {"role": "user", "content": "hi"}], True)
-            self.system_role = "native" if probe in text else "merged"
-        except Exception:  # jinja's own error, or whatever a template raises
-            self.system_role = "merged"
-
-    def _apply(self, messages: list[Message], generate: bool) -> str:
-        options: dict[str, Any] = {"add_generation_prompt": generate, "enable_thinking": False}
-        if self.override:
-            options["chat_template"] = self.override
-        return self.tokenizer.apply_chat_template(messages, tokenize=False, **options)
-
-    def render(self, messages: list[Message], generate: bool = True) -> str:
-        """The prompt text; ``generate`` opens the assistant's turn. Raises ``ModelError``."""
-        if self.system_role == "merged" and messages and messages[0]["role"] == "system":
-            system, rest = messages[0]["content"], messages[1:]
-            messages = [
-                {**m, "content": f"{system}\n\n{m['content']}"} if i == 0 else m for i, m in enumerate(rest)
-            ]
-        try:
-            return self._apply(messages, generate)
-        except Exception as error:
-            raise ModelError(f"this model's chat template failed: {_first_line(error)}") from None
-
-    def encode(self, text: str) -> list[int]:
-        """Token ids of rendered text; a template writes its own special tokens."""
-        return self.tokenizer.encode(text, add_special_tokens=False)
 
 
 @dataclass
@@ -214,7 +156,7 @@ def load_model(
     from mlx_lm.utils import load_adapters, load_config, load_tokenizer
     from mlx_lm.utils import load_model as load_weights
 
-    from .architectures import find_classes
+    from .architectures import find_classes, find_tokenizer
 
     with _quiet():
         try:
@@ -228,7 +170,7 @@ def load_model(
                 mark = hashlib.sha256(f"{mark} {_adapter_mark(Path(adapter))}".encode()).hexdigest()[:32]
             # The parameters alone would leave lazy arrays (RoPE frequencies) tied to this moment's stream.
             mx.eval(model)
-            tokenizer = load_tokenizer(
+            tokenizer = find_tokenizer(config, path) or load_tokenizer(
                 path, {"trust_remote_code": trust_remote_code}, eos_token_ids=config.get("eos_token_id")
             )
         except ModelError:
@@ -239,7 +181,7 @@ def load_model(
     text_config = config.get("text_config") or config
     width = text_config.get("hidden_size") or config.get("hidden_size") or config.get("n_embd") or 0
     identity = Identity(id_, revision_, mark, str(config.get("model_type")), len(layers), int(width))
-    return LoadedModel(model, tokenizer, config, path, identity, ChatTemplate(tokenizer))
+    return LoadedModel(model, tokenizer, config, path, identity, ChatTemplate(tokenizer, f"{id_} {config.get('_name_or_path', '')}"))
 
 
 def identify(name: str | None = None) -> tuple[Identity, dict[str, Any]]:

@@ -8,9 +8,9 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .emotions import Feeling
+from .emotions import CATALOGUE, Emotion, Feeling
 from .errors import MLXEmotionError, UsageError
 from .events import Done, Event, FeelingChanged, GuardTripped, Token
 from .guard import LoopDetector
@@ -18,11 +18,15 @@ from .models import LoadedModel
 from .steering import POSITIONS, Dose, Row, SteerableModel, Taps
 from .vectors import EmotionVectors
 
+if TYPE_CHECKING:
+    from .readout import Projector
+
 HISTORY = ("keep", "refeel")
 WEAKEST = 0.25
 """Once the guard has halved the dose to below this share and the reply still loops, it ends the reply."""
 
 Scales = tuple[tuple[str, float], ...]
+Span = tuple[int, int | None, Dose | None]
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,8 @@ class Options:
 
     ``positions``: ``response`` steers the last prompt token and every generated one, ``all`` the prompt
     too. ``history``: ``keep`` leaves what was said as it was felt when the feeling changes, ``refeel``
-    computes it again. ``scale`` replaces calibrated intensities by one raw multiplier.
+    computes it again. ``scale`` replaces calibrated intensities by one raw multiplier. ``readout`` also
+    yields a ``Reading`` of every token.
     """
 
     temperature: float = 0.6
@@ -42,6 +47,7 @@ class Options:
     system: str | None = None
     scale: float | None = None
     guard: bool = True
+    readout: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature <= 10:
@@ -84,11 +90,17 @@ class Voice:
         self.loaded, self.taps, self.vectors = loaded, taps, vectors
         self.model = SteerableModel(taps)
         self._doses: OrderedDict[Scales, Dose | None] = OrderedDict()
+        self._projector: Projector | None = None
 
     @property
     def known(self) -> list[str]:
         """The emotions that can be felt."""
         return list(self.vectors) if self.vectors is not None else []
+
+    @property
+    def catalogue(self) -> Mapping[str, Emotion]:
+        """Those emotions, defined; without a pack the built-in ones."""
+        return self.vectors.info.catalogue if self.vectors is not None else CATALOGUE
 
     def scales(self, feeling: Feeling, raw: float | None) -> Scales:
         if feeling.neutral:
@@ -109,6 +121,14 @@ class Voice:
                 self._doses.popitem(last=False)
         self._doses.move_to_end(scales)
         return self._doses[scales]
+
+    def projector(self) -> Projector | None:
+        """What reads activations in this pack's emotions, ``None`` without a pack; made at the first call."""
+        if self._projector is None and self.vectors is not None:
+            from .readout import Projector, neutral_activation
+
+            self._projector = Projector(self.vectors, self.taps.layers, neutral_activation(self))
+        return self._projector
 
 
 class Session:
@@ -142,6 +162,37 @@ class Session:
         self.turns.clear()
         self._forget_cache()
 
+    def change(self, options: Options) -> None:
+        """Take other options from the next reply on."""
+        if options.history != self.options.history:
+            self._refelt = None
+        self.options = options
+        self.feel(self.feeling)
+
+    def add(self, user: str, reply: str, felt: list[tuple[int, Feeling]]) -> None:
+        """Append an exchange that was had elsewhere; ``felt`` are (index of the first token, feeling)."""
+        turn = Turn(user)
+        if text := reply.strip():
+            scales = [(i, self.voice.scales(f, self.options.scale)) for i, f in felt]
+            turn.raw, turn.tokens = text, self.voice.loaded.template.encode(text)
+            # The last prompt token already has the reply's first feeling.
+            turn.felt = [(-1 if n == 0 else i, s) for n, (i, s) in enumerate(scales)] or [(-1, ())]
+            turn.ended = turn.answered = True
+        self.turns.append(turn)
+
+    def drop(self) -> None:
+        """Take the last exchange back."""
+        if not self.turns:
+            raise UsageError("nothing to take back")
+        self.turns.pop()
+
+    def outline(self, turns: list[Turn], scales: Scales) -> tuple[list[int], tuple[Span, ...]]:
+        """The prompt of ``turns`` for a reply under ``scales``, and how what was said before was felt."""
+        if self.options.history == "refeel":
+            turns = [*(replace(t, felt=[(-1, scales)]) for t in turns[:-1]), turns[-1]]
+        prompt, places = self._layout(self._fitting(turns))
+        return prompt, tuple(self._plan(places))
+
     def again(self, seed: int | None = None) -> Iterator[Event]:
         """Answer the last message again, under the feeling that is set now."""
         if not self.turns:
@@ -172,30 +223,37 @@ class Session:
         """The prompt's token ids, and where each earlier turn's own prompt and reply begin in it.
 
         Replies keep the ids they were generated with: text put back through the tokenizer may be cut
-        differently, and then nothing after that place could be taken from the cache.
+        differently, and templates trim it; then nothing after that place could be taken from the cache,
+        nor be steered as it was felt. So the template sees a mark in the place of each reply.
         """
         template = self.voice.loaded.template
-        text = template.render(self._messages(turns))
+        marks = {n: f"\ue000{n}\ue001" for n, turn in enumerate(turns) if turn.answered and turn.tokens}
+        messages = self._messages(turns)
+        replies = (m for m in messages if m["role"] == "assistant")
+        for n, message in zip((n for n, turn in enumerate(turns) if turn.answered), replies):
+            message["content"] = marks.get(n, message["content"])
+        text = template.render(messages)
         ids: list[int] = []
         places: list[tuple[int, int, Turn]] = []
-        cursor = 0
-        for n, turn in enumerate(turns):
+        done = 0
+        for n, mark in marks.items():
+            at = text.find(mark, done)
+            if at < 0:  # a template that leaves old replies out
+                continue
+            # Up to the reply the model has seen the opened turn, whose end the template may space otherwise.
+            reply = next(i for i, m in enumerate(messages) if m["content"] == mark)
+            opened = template.render(messages[:reply])
+            before = opened[done:] if opened[done:].rstrip() == text[done:at].rstrip() else text[done:at]
             began = len(ids)
-            if turn.answered and turn.raw:
-                prefix = template.render(self._messages([*turns[:n], replace(turn, answered=False)]))
-                at = len(prefix) if text.startswith(prefix + turn.raw) else -1
-                if at >= cursor:
-                    ids += template.encode(text[cursor:at])
-                    places.append((began, len(ids), turn))
-                    ids += turn.tokens
-                    cursor = at + len(turn.raw)
-        ids += template.encode(text[cursor:])
-        return ids, places
+            ids += template.encode(before)
+            places.append((began, len(ids), turns[n]))
+            ids += turns[n].tokens
+            done = at + len(mark)
+        return ids + template.encode(text[done:]), places
 
-    def _fitting(self) -> list[Turn]:
-        """The latest turns that leave room for a reply in the model's context."""
+    def _fitting(self, turns: list[Turn]) -> list[Turn]:
+        """The latest of ``turns`` that leave room for a reply in the model's context."""
         context = self.voice.loaded.context
-        turns = self.turns
         if context is None:
             return turns
         room = context - min(self.options.max_tokens, context // 4)
@@ -203,9 +261,9 @@ class Session:
             turns = turns[max(1, len(turns) // 4) :]  # several at once: each cut empties the cache
         return turns
 
-    def _plan(self, places: list[tuple[int, int, Turn]]) -> list[tuple[int, int | None, Dose | None]]:
+    def _plan(self, places: list[tuple[int, int, Turn]]) -> list[Span]:
         """The spans of the history as it was felt, or under the one feeling that ``refeel`` put on it."""
-        spans: list[tuple[int, int | None, Dose | None]] = []
+        spans: list[Span] = []
         everything = self.options.positions == "all"
         for began, start, turn in places:
             felt = turn.felt or [(-1, ())]
@@ -218,14 +276,14 @@ class Session:
 
     def _prepare(self, redo: bool, scales: Scales) -> tuple[list[int], int, Row]:
         """(prompt ids, how many of them the cache holds, the row that steers), with ``_cache`` made ready."""
-        from mlx_lm.models.cache import can_trim_prompt_cache, trim_prompt_cache
+        from mlx_lm.models.cache import trim_prompt_cache
 
         if self.options.history == "refeel" and self._refelt != scales:
             for turn in self.turns[:-1]:
                 turn.felt = [(-1, scales)]
             self._forget_cache()
             self._refelt = scales
-        prompt, places = self._layout(self._fitting())
+        prompt, places = self._layout(self._fitting(self.turns))
         shared = next((i for i, (a, b) in enumerate(zip(self._cached, prompt)) if a != b), None)
         if shared is None:
             shared = min(len(self._cached), len(prompt))
@@ -237,7 +295,7 @@ class Session:
         shared = min(shared, limit)
         surplus = len(self._cached) - shared
         if self._cache is not None and surplus:
-            if shared and can_trim_prompt_cache(self._cache):
+            if shared and _can_go_back(self._cache):
                 trim_prompt_cache(self._cache, surplus)
             else:  # a wrapped sliding window or a recurrent state cannot go back: compute it again
                 self._forget_cache()
@@ -255,13 +313,13 @@ class Session:
         from mlx_lm import stream_generate
         from mlx_lm.sample_utils import make_sampler
 
+        from .readout import Watch
+
         began = time.perf_counter()
         options, voice, turn = self.options, self.voice, self.turns[-1]
         template = voice.loaded.template
         self._stop.clear()
         seed = secrets.randbelow(2**31) if seed is None else seed
-        # On this thread and for this reply: random state belongs to a thread.
-        mx.random.seed(seed)
         wanted = self._wanted
         feeling, scales = wanted
         turn.felt = [(-1, scales)]
@@ -273,7 +331,13 @@ class Session:
         count = 0
         try:
             turn.answered = False
+            projector = voice.projector() if options.readout else None
+            # On this thread and for this reply: random state belongs to a thread.
+            mx.random.seed(seed)
             prompt, shared, row = self._prepare(redo, scales)
+            assert self._cache is not None
+            watch = Watch(projector, row, len(prompt)) if projector is not None else None
+            self._cache[-1].observe = watch.observe if watch else None
             turn.answered = True
             self._cached = prompt[:shared]
             stream = stream_generate(
@@ -299,6 +363,8 @@ class Session:
                     turn.raw += response.text
                     text, stopped = _until_stop(turn.raw, template.stops, response.finish_reason is not None)
                     yield Token(text[shown:], count - 1)
+                    if watch is not None:  # the pass over the token before this one is done
+                        yield from watch.ready(count - 1)
                     shown = max(shown, len(text))
                     if stopped:
                         turn.raw, reason = text, "stop"
@@ -329,6 +395,8 @@ class Session:
                     row.set(voice.dose(now), row.offset)
                     turn.felt.append((count, now))
                     yield changed or GuardTripped(count, factor)
+                if watch is not None:
+                    yield from watch.ready(len(turn.tokens))
             finally:
                 stream.close()
         finally:
@@ -352,6 +420,14 @@ class Session:
         )
 
 
+def _can_go_back(cache: list[Any]) -> bool:
+    """Whether tokens can be taken off the end of a prompt cache, and the rest is as if they had never been."""
+    from mlx_lm.models.cache import can_trim_prompt_cache
+
+    # mlx-lm 0.32.2 also calls a chunked cache (llama4) trimmable when it has dropped its front already.
+    return can_trim_prompt_cache(cache) and not any(getattr(c, "start_position", 0) for c in cache)
+
+
 def _until_stop(text: str, stops: tuple[str, ...], last: bool) -> tuple[str, bool]:
     """(what of ``text`` may be shown, whether a stop text was met); an unfinished stop text is held back."""
     for stop in stops:
@@ -365,13 +441,7 @@ def _until_stop(text: str, stops: tuple[str, ...], last: bool) -> tuple[str, boo
 
 def parse_feeling(voice: Voice, value: Feeling | str | Mapping[str, float] | None) -> Feeling:
     """``value`` as a feeling of this model's pack. Raises ``UsageError``."""
-    return Feeling.of(value, voice.known or _catalogue())
-
-
-def _catalogue() -> list[str]:
-    from .emotions import CATALOGUE
-
-    return list(CATALOGUE)
+    return Feeling.of(value, voice.catalogue)
 
 
 Listener = Callable[[Event], None]

@@ -18,6 +18,7 @@ import mlx.nn as nn
 import numpy as np
 
 from .errors import ModelError, UsageError
+from .layers import find_attention, find_layers
 
 SITES = ("attention", "residual")
 POSITIONS = ("response", "all")
@@ -40,21 +41,35 @@ class Dose:
 
 
 class TapState:
-    """What the taps of one model do in the forward pass under way."""
+    """What the taps of one model do in the forward pass under way.
 
-    __slots__ = ("captured", "deltas", "seen")
+    Some models carry several residual streams stacked in one array (gemma3n ``[S, B, T, d]``,
+    deepseek_v41 ``[B, T, S, d]``); what is read and added there is the first, the one that the layer's
+    own attention starts from. ``streams`` is the axis of the stack.
+    """
+
+    __slots__ = ("captured", "deltas", "layers", "shape", "streams")
 
     def __init__(self, layers: int) -> None:
+        self.layers = layers
         self.deltas: list[mx.array | None] | None = None
         self.captured: list[mx.array | None] | None = None
-        self.seen = [False] * layers
+        self.shape: tuple[int, ...] = ()
+        self.streams: int | None = None
 
     def __deepcopy__(self, memo: dict) -> TapState:
         # A copied model has taps of its own that do nothing.
-        return TapState(len(self.seen))
+        return TapState(self.layers)
 
     def apply(self, layer: int, output: mx.array) -> mx.array:
-        self.seen[layer] = True
+        if self.captured is None and self.deltas is None:
+            return output
+        if output.ndim == 4:
+            if self.streams is None:  # found in the self-test, whose one row of three tokens is not to be mistaken
+                self.streams = 2 if output.shape[:2] == self.shape else 0
+            first, rest = mx.split(output, [1], axis=self.streams)
+            first = self.apply(layer, first.squeeze(self.streams))
+            return mx.concatenate([mx.expand_dims(first, self.streams), rest], axis=self.streams)
         if self.captured is not None:
             self.captured[layer] = output
         if self.deltas is not None:
@@ -83,27 +98,6 @@ def _tapped(base: type) -> type:
     return _tapped_classes[base]
 
 
-def find_attention(layer: nn.Module) -> nn.Module | None:
-    """The attention module of a decoder layer, or ``None`` for a layer that has none."""
-    for name, child in layer.children().items():
-        if not isinstance(child, nn.Module) or "norm" in name.lower():
-            continue
-        if name in ("self_attn", "attn", "attention", "self_attention"):
-            return child
-    for name, child in layer.children().items():
-        if isinstance(child, nn.Module) and "attn" in name.lower() and "norm" not in name.lower():
-            return child
-    return None
-
-
-def find_layers(model: nn.Module) -> list[nn.Module]:
-    """The decoder layers. ``model.layers`` may be a copy: change the layers, never the list."""
-    layers = getattr(model, "layers", None)
-    if not isinstance(layers, list | tuple) or not layers:
-        raise ModelError(f"cannot find the decoder layers of {type(model).__module__}; it cannot be steered")
-    return list(layers)
-
-
 class Taps:
     """The taps of one model at one site; a context manager and a handle. ``remove`` restores the model exactly.
 
@@ -124,7 +118,8 @@ class Taps:
         modules = [(i, find_attention(found[i]) if site == "attention" else found[i]) for i in chosen]
         self._modules = [(i, m) for i, m in modules if m is not None]
         if not self._modules:
-            raise ModelError("this model has no attention layers; use --site residual")
+            where = "" if layers is None else f" among layers {', '.join(map(str, chosen))}"
+            raise ModelError(f"this model has no attention layers{where}; use --site residual")
         self.layers = tuple(i for i, _ in self._modules)
         self.state = TapState(self.count)
         self.dtypes: list[mx.Dtype | None] = [None] * self.count
@@ -163,7 +158,7 @@ class Taps:
         Captured outputs are those before anything is added.
         """
         state = self.state
-        state.deltas, state.captured = deltas, [None] * self.count if capture else None
+        state.deltas, state.captured, state.shape = deltas, [None] * self.count if capture else None, tokens.shape
         try:
             logits = self.model(tokens, cache=cache, **kwargs)
             return logits, state.captured
@@ -188,14 +183,15 @@ class Taps:
         tokens = mx.array([[1, 2, 3]])
         self.remove()
         plain = self.model(tokens, cache=make_prompt_cache(self.model))
-        mx.eval(plain)
+        if mx.isnan(plain).any().item():
+            raise ModelError("this model's logits are not numbers; its weights are damaged, or its dtype is too narrow")
         self.attach()
         same, captured = self.forward(tokens, make_prompt_cache(self.model), None, True)
         assert captured is not None
         silent = [i for i in self.layers if captured[i] is None]
         if silent:
             raise ModelError(f"site {self.site} of layers {silent} is never reached; this model cannot be steered there")
-        if not mx.array_equal(plain, same, equal_nan=True).item():
+        if not mx.array_equal(plain, same).item():
             raise ModelError(f"tapping site {self.site} changes this model's logits; it cannot be steered there")
         norms = []
         for i in self.layers:

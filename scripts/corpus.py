@@ -270,7 +270,7 @@ class Dialogues:
         instruction = self.instruction(kind, feeling) if kind else ""
         turns = [Turn("system", instruction)] if instruction and where == "system" else []
         # An instruction in a user turn rules that answer only; later ones are plain again.
-        for exchange in range(r.choices((1, 2, 3, 4), (0.55, 0.2, 0.15, 0.1))[0]):
+        for exchange in range(r.choices((1, 2, 3, 4), (0.6, 0.2, 0.12, 0.08))[0]):
             if exchange and r.random() < 0.5:
                 question, prefix = r.choice(self.followups), "more "
             else:

@@ -17,6 +17,7 @@ import argparse
 import json
 import math
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -41,7 +42,8 @@ TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-OTHER_WEIGHT = 0.1  # loss weight of tokens that are not the companion's: they teach words, not answers
+LENGTH_STEP = 32
+OTHER_WEIGHT = 0.2  # loss weight of tokens that are not the companion's: they teach words, not answers
 
 
 def arguments() -> argparse.Namespace:
@@ -49,8 +51,8 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--work", type=Path, default=ROOT / "build" / "embedded", help="checkpoints and logs")
     p.add_argument("--output", type=Path, default=SHIPPED, help="folder of the shipped model")
     p.add_argument("--steps", type=int, default=4000)
-    p.add_argument("--rows", type=int, default=8, help="rows a step")
-    p.add_argument("--context", type=int, default=512, help="tokens a row")
+    p.add_argument("--tokens", type=int, default=4096, help="tokens a step")
+    p.add_argument("--context", type=int, default=512, help="most tokens of a dialogue")
     p.add_argument("--width", type=int, default=256)
     p.add_argument("--layers", type=int, default=8)
     p.add_argument("--vocabulary", type=int, default=3072)
@@ -72,11 +74,11 @@ def check_machine(args: argparse.Namespace) -> None:
     if disk < wanted:
         sys.exit(f"{args.work}: {disk >> 20} MiB of disk free, the build needs {wanted >> 20}")
     # Weights, gradients and two moments, the logits with their gradient, and the activations.
-    wanted = 4 * (4 * parameters + args.rows * args.context * (3 * args.vocabulary + 40 * args.layers * args.width))
+    wanted = 4 * (4 * parameters + args.tokens * (3 * args.vocabulary + 40 * args.layers * args.width))
     if sys.platform == "linux":
         memory = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         if memory < wanted:
-            sys.exit(f"{memory >> 20} MiB of memory free, training needs {wanted >> 20}; lower --rows or --context")
+            sys.exit(f"{memory >> 20} MiB of memory free, training needs {wanted >> 20}; lower --tokens")
 
 
 def make_tokenizer(topics: list[Topic], args: argparse.Namespace):
@@ -108,7 +110,7 @@ class Encoder:
     def __init__(self, tokenizer) -> None:
         self.tokenizer = tokenizer
         self.newline = self.ids("\n")
-        self.start, self.end = tokenizer.convert_tokens_to_ids([IM_START, IM_END])
+        self.start, self.end, self.pad = tokenizer.convert_tokens_to_ids([IM_START, IM_END, PAD])
         self.roles = {r: [self.start, *self.ids(f"{r}\n")] for r in ("system", "user", "assistant")}
 
     def ids(self, text: str) -> list[int]:
@@ -124,26 +126,37 @@ class Encoder:
             weights += [0.0] * len(head) + [1.0 if own else OTHER_WEIGHT] * len(body) + [0.0] * len(self.newline)
         return ids, weights
 
-    def rows(self, dialogues: Iterator[list[Turn]], context: int) -> Iterator[tuple[list[int], list[float]]]:
-        """Dialogues laid end to end and cut into rows of ``context + 1``; each row begins with a dialogue."""
-        while True:
-            ids: list[int] = []
-            weights: list[float] = []
-            while len(ids) < context + 1:
-                i, w = self(next(dialogues))
-                ids += i
-                weights += w
-            yield ids[: context + 1], weights[: context + 1]
-
 
 def batches(topics: list[Topic], encoder: Encoder, args: argparse.Namespace, step: int) -> Iterator[tuple]:
-    """Batches from ``step`` on. Each block of steps has its own seed, so that a resumed run sees the same text."""
+    """Batches of (ids, weights) from ``step`` on, each about ``--tokens`` large.
+
+    A row is one dialogue from its first token, as in use: laid end to end in long rows, the model
+    learned to say answers but not to which question. Dialogues of like length go together, so that
+    little is padding. Each block of steps has its own seed: a resumed run sees the same text.
+    """
     block = args.checkpoint_every
     while True:
-        rows = encoder.rows(iter(Dialogues(topics, args.seed * 1_000_003 + step // block)), args.context)
+        dialogues = iter(Dialogues(topics, args.seed * 1_000_003 + step // block))
+        order = random.Random(step)
+        ready: list[list[tuple[list[int], list[float]]]] = []
         for _ in range(block):
-            chunk = [next(rows) for _ in range(args.rows)]
-            yield np.array([c[0] for c in chunk]), np.array([c[1] for c in chunk], np.float32)
+            if not ready:
+                shelves: dict[int, list[tuple[list[int], list[float]]]] = {}
+                while len(ready) < 16:
+                    ids, weights = encoder(next(dialogues))
+                    # Lengths in steps, so that the few shapes there are can reuse their memory.
+                    length = min(-(-len(ids) // LENGTH_STEP) * LENGTH_STEP, args.context)
+                    shelf = shelves.setdefault(length, [])
+                    shelf.append((ids[:length], weights[:length]))
+                    if len(shelf) * length >= args.tokens:
+                        ready.append(shelves.pop(length))
+                order.shuffle(ready)
+            chunk = ready.pop()
+            longest = -(-max(len(ids) for ids, _ in chunk) // LENGTH_STEP) * LENGTH_STEP
+            yield (
+                np.array([ids + [encoder.pad] * (longest - len(ids)) for ids, _ in chunk]),
+                np.array([w + [0.0] * (longest - len(w)) for _, w in chunk], np.float32),
+            )
         step += block
 
 
@@ -155,8 +168,12 @@ def loss_of(model, ids, weights):
 
 @torch.no_grad()
 def held_out_loss(model, topics: list[Topic], encoder: Encoder, device: str) -> dict[str, float]:
-    """Mean loss per answer token after held-out questions, without and with an instruction."""
+    """Mean loss per answer token after held-out questions, without and with an instruction.
+
+    ``first`` is that of a plain answer's first five tokens: where the topic is found, or not.
+    """
     out = {}
+    first = 0.0
     for name, feelings in (("plain", ("plain",)), ("emotional", EMOTIONS)):
         total = count = 0.0
         dialogues = Dialogues(topics, 7)
@@ -171,7 +188,11 @@ def held_out_loss(model, topics: list[Topic], encoder: Encoder, device: str) -> 
             w = torch.tensor([[x if x == 1 else 0.0 for x in weights]], device=device)
             total += loss_of(model, i, w).item() * w[:, 1:].sum().item()
             count += w[:, 1:].sum().item()
+            if feeling == "plain":
+                w[:, w[0].nonzero()[5].item() :] = 0
+                first += loss_of(model, i, w).item() / len(topics)
         out[name] = total / count
+    out["first"] = first
     return out
 
 
@@ -214,6 +235,7 @@ def train(topics: list[Topic], tokenizer, args: argparse.Namespace) -> LlamaForC
     encoder = Encoder(tokenizer)
     columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     losses: list[float] = []
+    seen = 0
     with Progress(*(TextColumn(c) if isinstance(c, str) else c for c in columns)) as progress:
         task = progress.add_task("training", total=args.steps, completed=first)
         began = time.perf_counter()
@@ -229,6 +251,7 @@ def train(topics: list[Topic], tokenizer, args: argparse.Namespace) -> LlamaForC
             optimizer.step()
             optimizer.zero_grad()
             losses.append(loss.item())
+            seen += ids.numel()
             if (step + 1) % args.checkpoint_every == 0 or step + 1 == args.steps:
                 saved = {"step": step + 1, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
                 torch.save(saved, checkpoint.with_suffix(".tmp"))
@@ -237,12 +260,12 @@ def train(topics: list[Topic], tokenizer, args: argparse.Namespace) -> LlamaForC
                     "step": step + 1,
                     "loss": round(sum(losses) / len(losses), 4),
                     **{f"held_out_{k}": round(v, 4) for k, v in held_out_loss(model, topics, encoder, device).items()},
-                    "tokens_per_second": round(len(losses) * args.rows * args.context / (time.perf_counter() - began)),
+                    "tokens_per_second": round(seen / (time.perf_counter() - began)),
                 }
                 with log_path.open("a") as log:
                     log.write(json.dumps(entry) + "\n")
                 progress.console.print(json.dumps(entry), highlight=False, soft_wrap=True)
-                losses, began = [], time.perf_counter()
+                losses, seen, began = [], 0, time.perf_counter()
             progress.update(task, completed=step + 1, description=f"training, loss {loss.item():.3f}")
     return model
 

@@ -46,7 +46,7 @@ def make_tokenizer(folder: Path) -> int:
         pad_token="<|endoftext|>",
         additional_special_tokens=["<|im_start|>"],
     )
-    from mlx_emotion.models import CHATML
+    from mlx_emotion.templates import CHATML
 
     tokenizer.chat_template = CHATML
     tokenizer.save_pretrained(folder)

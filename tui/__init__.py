@@ -1,0 +1,29 @@
+"""The terminal app: talk with a model, and change what it feels while it speaks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def run(
+    model: str | None = None,
+    *,
+    feeling: str = "neutral",
+    seed: int | None = None,
+    resume: str | None = None,
+    loading: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> int:
+    """Open the app and return its exit status.
+
+    ``model`` is as in ``mlx_emotion.load`` and ``loading`` the other arguments of it; ``feeling`` is the
+    first one, ``seed`` that of every reply (a new one each time without it), ``options`` are those of
+    ``Model.chat``. ``resume`` is a conversation's id or title, or ``""`` for the latest. Raises
+    ``MLXEmotionError`` where the app cannot begin at all.
+    """
+    from .app import EmotionApp
+
+    app = EmotionApp(model, feeling=feeling, seed=seed, resume=resume, loading=loading, options=options)
+    app.run()
+    return app.return_code or 0

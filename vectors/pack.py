@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from mlx_emotion.emotions import BASE, BASIC, Feeling
+from mlx_emotion.emotions import BASE, BASIC, GREY, Emotion, Feeling, catalogue, check_name
 from mlx_emotion.errors import PackError
 from mlx_emotion.files import atomic_write
 
@@ -47,7 +48,8 @@ class PackInfo:
     """A pack's metadata.
 
     ``emotions`` maps each name to ``{"instructions": [...], "count": queries used, "scale": raw scale
-    of intensity 1.0 or null}``; ``base_scale`` is that scale for the base vector.
+    of intensity 1.0 or null}``, and for an emotion of a user's own also its ``valence``, ``arousal`` and
+    ``colour``; ``base_scale`` is that scale for the base vector.
     """
 
     model: Identity
@@ -65,6 +67,22 @@ class PackInfo:
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), sort_keys=True)
+
+    @property
+    def catalogue(self) -> dict[str, Emotion]:
+        """The pack's emotions: as it defines them, else as in the built-in catalogue."""
+        own = {
+            name: Emotion.custom(
+                name,
+                entry["valence"],
+                entry["arousal"],
+                entry.get("colour") or GREY,
+                entry.get("instructions") or (),
+            )
+            for name, entry in self.emotions.items()
+            if "valence" in entry
+        }
+        return catalogue(self.emotions.keys()) | own
 
     @classmethod
     def from_json(cls, text: str) -> PackInfo:
@@ -91,6 +109,15 @@ class PackInfo:
             scale = entry.get("scale")
             if scale is not None and not (isinstance(scale, int | float) and np.isfinite(scale)):
                 raise ValueError(f"scale of {name} is {scale!r}")
+            if "valence" in entry or "arousal" in entry:
+                for what in ("valence", "arousal"):
+                    if not isinstance(entry.get(what), int | float) or not -1 <= entry[what] <= 1:
+                        raise ValueError(f"{what} of {name} is {entry.get(what)!r}, wanted -1 to 1")
+            wordings = entry.get("instructions") or []
+            if not isinstance(wordings, list) or not all(isinstance(w, str) for w in wordings):
+                raise ValueError(f"instructions of {name} are not a list of texts")
+            if not re.fullmatch("#[0-9a-fA-F]{6}", entry.get("colour") or GREY):
+                raise ValueError(f"colour of {name} is {entry['colour']!r}, wanted #rrggbb")
         return info
 
 
@@ -156,6 +183,13 @@ class EmotionVectors(Mapping[str, np.ndarray]):
         """The weighted sum of vectors ``[L, d]`` float32, or ``None`` where every scale is 0."""
         parts = [np.float32(s) * self[n] for n, s in scales.items() if s]
         return np.sum(parts, axis=0, dtype=np.float32) if parts else None
+
+    def only(self, *emotions: str) -> EmotionVectors:
+        """The same pack with ``emotions`` alone. Raises ``UsageError`` for one that it has not."""
+        names = [check_name(n, self) for n in emotions]
+        info = dataclasses.replace(self.info, emotions={n: self.info.emotions[n] for n in names})
+        samples = {n: self.samples[n] for n in names if n in self.samples}
+        return EmotionVectors({n: self[n] for n in names}, info, self.activation_norm, samples, self.path)
 
     def mismatches(self, model: Identity, site: str | None = None) -> list[str]:
         """Every way in which this pack is not for ``model``, as ``what: the pack's, the model's``."""

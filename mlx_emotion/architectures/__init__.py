@@ -1,16 +1,44 @@
-"""Model code that mlx-lm lacks, offered to it through the ``get_model_classes`` argument of its loader."""
+"""Model code that mlx-lm lacks, and tokenizers of models that otherwise bring Python code of their own.
+
+A module here is named after the ``model_type`` it serves. With ``Model`` and ``ModelArgs`` it stands in
+for a model file of mlx-lm, offered through the ``get_model_classes`` argument of its loader; with
+``make_tokenizer(path)`` it replaces remote tokenizer code.
+"""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
-from typing import Any
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+
+def _module(config: dict[str, Any]) -> ModuleType | None:
+    name = str(config.get("model_type", ""))
+    if not name.isidentifier() or importlib.util.find_spec(f"{__name__}.{name}") is None:
+        return None
+    return importlib.import_module(f"{__name__}.{name}")
 
 
 def find_classes(config: dict[str, Any]) -> tuple[type, type] | None:
     """(Model, ModelArgs) of this package's module named after ``model_type``; ``None`` if mlx-lm has to serve."""
-    name = str(config.get("model_type", ""))
-    if not name.isidentifier() or importlib.util.find_spec(f"{__name__}.{name}") is None:
+    module = _module(config)
+    return (module.Model, module.ModelArgs) if hasattr(module, "Model") else None  # type: ignore[union-attr]
+
+
+def find_tokenizer(config: dict[str, Any], path: Path) -> TokenizerWrapper | None:
+    """The tokenizer of the model in ``path``, made here from its vocabulary file; ``None`` if transformers can."""
+    module = _module(config)
+    if not hasattr(module, "make_tokenizer") or (path / "tokenizer.json").is_file():
         return None
-    module = importlib.import_module(f"{__name__}.{name}")
-    return module.Model, module.ModelArgs
+    from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+    ends = config.get("eos_token_id")
+    return TokenizerWrapper(
+        module.make_tokenizer(path),  # type: ignore[union-attr]
+        eos_token_ids=[ends] if isinstance(ends, int) else ends,
+    )

@@ -16,6 +16,7 @@ COMMANDS = {
     "generate": "Answer one prompt.",
     "extract": "Make a pack: extract emotion vectors from a model.",
     "calibrate": "Find how strong intensity 1.0 is for a pack.",
+    "queries": "Have a model write queries to extract with.",
     "vectors": "List, show and check packs.",
     "models": "Which usable models are on this machine, and which have a pack.",
     "doctor": "Check that this installation works.",

@@ -39,8 +39,9 @@ def command(plain: bool, **given: Any) -> None:
     options, seed = session_options(given), check_seed(given["seed"])
     if given["vectors"] is None and given["model"] is None:
         from ..emotions import Feeling
+        from ..model import known_emotions
 
-        Feeling.of(given["emotion"])  # a typo is told before the model is loaded
+        Feeling.of(given["emotion"], known_emotions())  # a typo is told before the model is loaded
     interactive = sys.stdin.isatty()
     model = load(given)
     chat = model.chat(given["emotion"], **options)

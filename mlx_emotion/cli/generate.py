@@ -30,9 +30,10 @@ def command(prompt: str, as_json: bool, **given: Any) -> None:
         raise UsageError(f"the prompt is longer than {MAX_PROMPT} characters")
     from ..emotions import Feeling
     from ..events import Done, Token
+    from ..model import known_emotions
 
     if given["vectors"] is None and given["model"] is None:
-        Feeling.of(given["emotion"])  # a typo is told before the model is loaded
+        Feeling.of(given["emotion"], known_emotions())  # a typo is told before the model is loaded
     model = load(given)
     chat = model.chat(given["emotion"], **options)
     for event in chat.stream(prompt, seed=seed):

@@ -7,13 +7,19 @@ from pathlib import Path
 
 import click
 
+from .vectors_travel import commands
+
 
 @click.group(name="vectors")
 def command() -> None:
     """List, show and check packs."""
 
 
-def _resolve(name: str) -> Path:
+for _travel in commands:
+    command.add_command(_travel)
+
+
+def resolve(name: str) -> Path:
     """A pack by file, or by name among the user's and the shipped ones."""
     from ..files import packs_folder
     from ..vectors import shipped_packs
@@ -68,7 +74,7 @@ def show(pack: str, as_json: bool) -> None:
 
     from ..vectors import EmotionVectors
 
-    found = EmotionVectors.load(_resolve(pack))
+    found = EmotionVectors.load(resolve(pack))
     info = found.info
     if as_json:
         click.echo(json.dumps(json.loads(info.to_json()), indent=1))
@@ -98,7 +104,7 @@ def check(pack: str, model: str | None) -> None:
     from ..models import identify
     from ..vectors import EmotionVectors
 
-    found = EmotionVectors.load(_resolve(pack))
+    found = EmotionVectors.load(resolve(pack))
     if model is not None:
         identity, _ = identify(model)
         if wrong := found.mismatches(identity):

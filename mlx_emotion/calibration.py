@@ -1,0 +1,155 @@
+"""Calibration: which raw scale is intensity 1.0, per emotion, on this model and quantisation.
+
+Intensity 1.0 is the largest scale at which steered replies are still fluent, found by bisection.
+Fluent is judged by the model itself, unsteered: each steered reply's mean negative log-likelihood,
+in the plain or in the emotional setting, whichever explains it better, must stay near that of the
+replies the model gives when *asked* to be emotional; and the replies must not repeat themselves
+(distinct-2). `docs/decisions.md` compares this with other criteria.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from . import queries as query_sets
+from .batch import Finished, Job, run_batch
+from .emotions import BASE, instructions
+from .errors import Interrupted
+from .guard import distinct_2
+from .session import Voice
+from .vectors import EmotionVectors
+
+PROMPTS = 16
+MARGIN = math.log(2.0)
+"""How much less likely per token, in nats, than the model's own emotional replies: twice the perplexity."""
+DISTINCT = 0.9
+LARGEST = 32.0
+STEPS = 4
+TEMPERATURE, TOP_P, MAX_TOKENS = 0.6, 0.9, 64
+
+
+@dataclass(frozen=True)
+class Fluency:
+    """How fluent a set of replies is: mean negative log-likelihood in nats per token, mean distinct-2."""
+
+    nll: float
+    distinct: float
+
+    def within(self, reference: Fluency) -> bool:
+        return self.nll <= reference.nll + MARGIN and self.distinct >= DISTINCT * reference.distinct
+
+
+class Calibration:
+    """Finds the scales of one pack. Runs on the thread that owns MLX."""
+
+    def __init__(self, voice: Voice, pack: EmotionVectors, seed: int, stopped: Callable[[], bool] = lambda: False):
+        self.voice, self.pack, self.seed, self.stopped = voice, pack, seed, stopped
+        found, _ = query_sets.shipped()
+        emotions = list(found)
+        # A few questions of every emotion, so that the dose is not fitted to the mood of the question.
+        self.questions = [found[emotions[i % len(emotions)]][-1 - i // len(emotions)] for i in range(PROMPTS)]
+        self.plain = [self._prompt(q) for q in self.questions]
+
+    def _prompt(self, text: str) -> list[int]:
+        template = self.voice.loaded.template
+        return template.encode(template.render([{"role": "user", "content": text}]))
+
+    def _generate(self, prompts: list[list[int]], vector: np.ndarray | None) -> list[list[int]]:
+        import mlx.core as mx
+
+        mx.random.seed(self.seed)
+        dose = None if vector is None else self.voice.taps.dose(vector)
+        replies: dict[int, list[int]] = {}
+        jobs = (Job(i, p, dose) for i, p in enumerate(prompts))
+        options: dict[str, Any] = {"temperature": TEMPERATURE, "top_p": TOP_P, "stopped": self.stopped}
+        for done in run_batch(self.voice, jobs, batch_size=PROMPTS, max_tokens=MAX_TOKENS, **options):
+            assert isinstance(done, Finished)
+            replies[done.key] = done.tokens
+        if self.stopped():
+            raise Interrupted("calibration stopped; the pack keeps the scales it had")
+        return [replies[i] for i in range(len(prompts))]
+
+    def _likelihood(self, prompts: list[list[int]], replies: list[list[int]]) -> np.ndarray:
+        """Mean negative log-likelihood per token of each reply after its prompt, unsteered; [N] float64."""
+        import mlx.core as mx
+
+        out = np.zeros(len(replies))
+        for low in range(0, len(replies), 4):
+            pairs = [(p, r) for p, r in zip(prompts[low : low + 4], replies[low : low + 4])]
+            longest = max(len(p) + len(r) for p, r in pairs)
+            # Padding is on the right, where a causal model's earlier tokens cannot see it.
+            ids = np.zeros((len(pairs), longest), np.int32)
+            for row, (p, r) in enumerate(pairs):
+                ids[row, : len(p) + len(r)] = [*p, *r]
+            tokens = mx.array(ids)
+            logits, _ = self.voice.taps.forward(tokens[:, :-1], None, None, False)
+            logits = logits.astype(mx.float32)
+            chosen = mx.take_along_axis(logits, tokens[:, 1:, None], axis=-1)[..., 0]
+            losses = np.array(mx.logsumexp(logits, axis=-1) - chosen)
+            for row, (p, r) in enumerate(pairs):
+                out[low + row] = losses[row, len(p) - 1 : len(p) + len(r) - 1].mean() if r else math.inf
+        return out
+
+    def _fluency(self, replies: list[list[int]], settings: list[list[list[int]]]) -> Fluency:
+        nll = np.min([self._likelihood(prompts, replies) for prompts in settings], axis=0)
+        finite = nll[np.isfinite(nll)]
+        return Fluency(
+            float(finite.mean()) if finite.size else math.inf, float(np.mean([distinct_2(r) for r in replies]))
+        )
+
+    def scale(self, name: str, probe: Callable[[float, Fluency, list[list[int]]], None] | None = None) -> float:
+        """The scale of intensity 1.0 for one emotion, or for ``base``. ``probe`` sees every scale tried."""
+        # The base vector's reference is being asked for any of its emotions.
+        asked = list(self.pack) if name == BASE else [name]
+        emotional = []
+        for i, question in enumerate(self.questions):
+            emotion = asked[i % len(asked)]
+            info = self.pack.info
+            wordings = tuple(info.emotions[emotion].get("instructions") or instructions(info.catalogue[emotion]))
+            emotional.append(self._prompt(f"{wordings[i % len(wordings)]}\n\n{question}"))
+        reference = self._fluency(self._generate(emotional, None), [emotional])
+        vector = self.pack[name]
+
+        def fluent(scale: float) -> bool:
+            replies = self._generate(self.plain, np.float32(scale) * vector)
+            found = self._fluency(replies, [self.plain, emotional])
+            if probe:
+                probe(scale, found, replies)
+            return found.within(reference)
+
+        low, high = 0.0, 1.0
+        while high <= LARGEST and fluent(high):
+            low, high = high, high * 2
+        if high > LARGEST:
+            return LARGEST
+        for _ in range(STEPS):
+            middle = (low + high) / 2
+            low, high = (middle, high) if fluent(middle) else (low, middle)
+        return low or high  # nothing tried was fluent: the smallest
+
+    def run(self, progress: Callable[[int, int, str], None] | None = None) -> None:
+        """Set the scale of every emotion of the pack, and of its base vector."""
+        names = [*self.pack, BASE]
+        for n, name in enumerate(names):
+            if progress:
+                progress(n, len(names), name)
+            scale = round(self.scale(name), 4)
+            if name == BASE:
+                self.pack.info.base_scale = scale
+            else:
+                self.pack.info.emotions[name]["scale"] = scale
+        self.pack.info.calibration = {
+            "method": "likelihood",
+            "margin_nats": round(MARGIN, 4),
+            "distinct_2": DISTINCT,
+            "prompts": PROMPTS,
+            "temperature": TEMPERATURE,
+            "seed": self.seed,
+        }
+        if progress:
+            progress(len(names), len(names), "")

@@ -1,0 +1,57 @@
+"""``mlx-emotion calibrate``."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from .options import MODEL, TRUST
+from .progress import progress_bar, stop_on_interrupt
+
+if TYPE_CHECKING:
+    from ..model import Model
+    from ..vectors import EmotionVectors
+
+
+@click.command(name="calibrate")
+@click.argument("pack", required=False)
+@MODEL
+@click.option("--seed", type=int, default=0, show_default=True, metavar="S", help="For sampling.")
+@click.option("--force", is_flag=True, help="Calibrate a pack of another model, where the shapes allow it.")
+@TRUST
+def command(pack: str | None, model: str | None, seed: int, force: bool, trust_remote_code: bool) -> None:
+    """Find how strong intensity 1.0 is for PACK on this model, and write it into the pack.
+
+    Without PACK, the model's own pack on this machine.
+    """
+    from .. import load
+    from ..errors import PackError
+    from ..vectors import EmotionVectors, shipped_packs
+    from .vectors import resolve
+
+    vectors = EmotionVectors.load(resolve(pack), samples=True) if pack else None
+    with stop_on_interrupt() as stop:
+        loaded = load(model, vectors=vectors, force=force, trust_remote_code=trust_remote_code)
+        if vectors is None:
+            vectors = loaded.vectors
+        if vectors is None or vectors.path is None:
+            raise PackError(f"no pack for {loaded.id} on this machine; make one with `mlx-emotion extract`")
+        path = Path(vectors.path)
+        if not pack and path.parent == shipped_packs():
+            raise PackError(f"{path} ships with the package; name it to calibrate it, or extract a pack of your own")
+        calibrate_pack(loaded, vectors, seed, stop)
+        vectors.save(path)
+    for name, entry in vectors.info.emotions.items():
+        click.echo(f"{name:12}{entry['scale']:g}")
+    click.echo(f"{'base':12}{vectors.info.base_scale:g}")
+
+
+def calibrate_pack(model: Model, pack: EmotionVectors, seed: int, stop: threading.Event) -> None:
+    """Calibrate ``pack`` on ``model`` with a progress bar."""
+    from ..calibration import Calibration
+
+    with progress_bar("calibrating") as update:
+        model.run(lambda voice: Calibration(voice, pack, seed, stop.is_set).run(update))

@@ -1,0 +1,88 @@
+"""``mlx-emotion extract``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from .options import MODEL, SITE, TRUST
+from .progress import progress_bar, stop_on_interrupt
+
+
+@click.command(name="extract")
+@MODEL
+@click.option("--emotions", metavar="A,B", help="Which emotions. Default: all of the query set.")
+@click.option("--queries", metavar="FILE", help="A JSON file, emotion -> questions, in place of the shipped set.")
+@click.option("--limit", type=int, metavar="N", help="At most N queries an emotion.")
+@click.option("--batch-size", type=int, default=16, show_default=True, metavar="B", help="Answers made at once.")
+@click.option("--max-tokens", type=int, default=128, show_default=True, metavar="N", help="Longest answer.")
+@SITE
+@click.option(
+    "--method",
+    metavar="W",
+    default="mean",
+    show_default=True,
+    help="mean: over the answers' tokens; last: at the last prompt token; pca: first component.",
+)
+@click.option("--define", metavar="FILE", help="A TOML file with emotions of your own.")
+@click.option("--seed", type=int, default=0, show_default=True, metavar="S", help="For calibration's sampling.")
+@click.option("--keep-samples", is_flag=True, help="Keep each query's vector in the pack, for plots.")
+@click.option("--output", metavar="FILE", help="Where the pack goes. Default: where packs are looked for.")
+@click.option("--restart", is_flag=True, help="Forget an unfinished extraction instead of going on with it.")
+@click.option("--no-calibrate", is_flag=True, help="Leave intensity 1.0 at scale 1.")
+@click.option("--adapter", metavar="FOLDER", help="A LoRA adapter to put on the model.")
+@TRUST
+def command(
+    model: str | None,
+    emotions: str | None,
+    queries: str | None,
+    limit: int | None,
+    batch_size: int,
+    max_tokens: int,
+    site: str | None,
+    method: str,
+    define: str | None,
+    seed: int,
+    keep_samples: bool,
+    output: str | None,
+    restart: bool,
+    no_calibrate: bool,
+    adapter: str | None,
+    trust_remote_code: bool,
+) -> None:
+    """Make a pack: emotion vectors of a model.
+
+    Each query is answered twice, plainly and with an instruction to show the emotion; the mean
+    difference of activations, layer by layer, is the emotion's vector. Interrupted, the same command
+    goes on where it was.
+    """
+    from ..extraction import Extraction, Plan, Progress
+
+    names = [e.strip() for e in emotions.split(",") if e.strip()] if emotions else None
+    plan = Plan.make(names, queries, limit, max_tokens, keep_samples, method, define)
+    from .. import load
+
+    voice_of = load(model, site=site or "attention", adapter=adapter, trust_remote_code=trust_remote_code)
+    from ..files import packs_folder
+
+    stem = f"{voice_of.id.replace('/', '--')}-{voice_of.site}"
+    path = Path(output) if output else packs_folder() / f"{stem}.safetensors"
+    with stop_on_interrupt() as stop:
+        extraction = voice_of.run(Extraction, plan, batch_size, restart)
+        if extraction.resumed:
+            click.echo(f"going on: {extraction.resumed} of {plan.total} answers are there", err=True)
+        with progress_bar("extracting") as update:
+
+            def report(p: Progress) -> None:
+                update(p.done, p.total, f"{p.tokens} tokens")
+
+            pack = voice_of.run(lambda _: extraction.run(report, stop.is_set))
+        pack.save(path)
+        extraction.forget()
+        if not no_calibrate:
+            from .calibrate import calibrate_pack
+
+            calibrate_pack(voice_of, pack, seed, stop)
+            pack.save(path)
+    click.echo(str(path))

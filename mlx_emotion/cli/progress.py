@@ -1,0 +1,54 @@
+"""A progress bar on stderr, and Ctrl-C that stops the work at a safe place."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator
+
+
+@contextlib.contextmanager
+def progress_bar(label: str) -> Iterator[Callable[[int, int, str], None]]:
+    """Gives ``update(done, total, note)``; draws a bar with the time left, on stderr."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=Console(stderr=True),
+    ) as bar:
+        task = bar.add_task(label, total=None, note="")
+        first: list[int] = []
+
+        def update(done: int, total: int, note: str = "") -> None:
+            if not first:  # what an earlier run did must not count in the speed
+                first.append(done)
+                bar.reset(task, total=total, completed=done)
+            bar.update(task, completed=done, total=total, note=note)
+
+        yield update
+
+
+@contextlib.contextmanager
+def stop_on_interrupt() -> Iterator[threading.Event]:
+    """While the block runs, the first Ctrl-C (or SIGTERM) sets the event; a second one interrupts at once."""
+    stop = threading.Event()
+
+    def handler(number: int, frame: object) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    old = {s: signal.signal(s, handler) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for s, h in old.items():
+            signal.signal(s, h)

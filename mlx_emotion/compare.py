@@ -1,0 +1,106 @@
+"""The same message under several feelings at once: one batch, each row steered its own way."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from .emotions import Feeling
+from .errors import UsageError
+from .events import Done, Token
+from .session import Session, Turn
+
+MOST = 6
+"""Feelings in one comparison: neutral and up to five others."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An event of the reply under feeling number ``column``."""
+
+    column: int
+    event: Token | Done
+
+
+def compare(
+    session: Session, message: str, feelings: Sequence[Feeling], seed: int | None, stop: threading.Event
+) -> Iterator[Answer]:
+    """Answer ``message`` after the session's history under every feeling; yields each reply's tokens, then ``Done``.
+
+    The session is left as it was. Rows share one seed and one batch; the guard does not act here, but
+    a reply that repeats itself is marked in ``Done.guard``. Runs on the thread that owns MLX. Raises
+    ``UsageError``.
+    """
+    if not message.strip():
+        raise UsageError("the message is empty")
+    if not 1 <= len(feelings) <= MOST:
+        raise UsageError(f"{len(feelings)} feelings to compare, wanted 1 to {MOST}")
+    import mlx.core as mx
+
+    from .batch import Finished, Job, Piece, run_batch
+    from .guard import LoopDetector
+
+    options, voice = session.options, session.voice
+    began = time.perf_counter()
+    seed = secrets.randbelow(2**31) if seed is None else seed
+    scales = [voice.scales(f, options.scale) for f in feelings]
+    jobs = []
+    for n, s in enumerate(scales):
+        prompt, history = session.outline([*session.turns, Turn(message)], s)
+        jobs.append(Job(n, prompt, voice.dose(s), options.positions == "all", history))
+    mx.random.seed(seed)
+    counts = [0] * len(jobs)
+    firsts = [0.0] * len(jobs)
+    loops = [LoopDetector() for _ in jobs]
+    looped = [False] * len(jobs)
+    texts = [""] * len(jobs)
+    open_ = set(range(len(jobs)))
+
+    def done(n: int, text: str, reason: str) -> Answer:
+        seconds = time.perf_counter() - began - firsts[n]
+        feeling = str(feelings[n])
+        return Answer(
+            n,
+            Done(
+                text=text.strip(),
+                finish_reason=reason,
+                feeling=feeling,
+                scale=scales[n],
+                seed=seed,
+                guard=looped[n],
+                prompt_tokens=len(prompt),
+                prefilled=len(prompt),
+                tokens=counts[n],
+                tokens_per_second=(counts[n] - 1) / seconds if counts[n] > 1 and seconds > 0 else 0.0,
+                time_to_first_token=firsts[n],
+                timeline=((0, feeling),),
+            ),
+        )
+
+    results = run_batch(
+        voice,
+        jobs,
+        batch_size=len(jobs),
+        max_tokens=options.max_tokens,
+        temperature=options.temperature,
+        top_p=options.top_p,
+        pieces=True,
+        stopped=stop.is_set,
+    )
+    for result in results:
+        n = result.key
+        if isinstance(result, Piece):
+            if not counts[n]:
+                firsts[n] = time.perf_counter() - began
+            counts[n] += 1
+            looped[n] = loops[n].add(result.token) or looped[n]
+            texts[n] += result.text
+            yield Answer(n, Token(result.text, counts[n] - 1))
+        elif isinstance(result, Finished):
+            open_.discard(n)
+            yield done(n, result.text, result.reason)
+    for n in sorted(open_):
+        yield done(n, texts[n], "cancelled")

@@ -1,0 +1,292 @@
+"""The first stage: a run's folder, and making its answers so that a killed run ends as an undisturbed one."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..batch import Finished, Job, run_batch
+from ..errors import EvaluationError, Interrupted
+from ..extraction import library_versions
+from ..files import atomic_write
+from ..session import Voice
+from ..steering import Dose
+from ..vectors import EmotionVectors, Identity
+from .plan import Plan, Task
+
+FORMAT = 1
+
+Report = Callable[[int, int, str], None]
+
+
+def quiet(done: int, total: int, note: str) -> None:
+    """A progress report that nobody reads."""
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write ``data``, whole or not at all. Raises ``EvaluationError``."""
+    with atomic_write(path, EvaluationError) as temporary:
+        temporary.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path, before: str) -> Any:
+    """Raises ``EvaluationError`` that names the stage ``before`` this one where the file is missing."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise EvaluationError(f"{path} is not there yet; run `mlx-emotion evaluate --stage {before}` first") from None
+    except (OSError, ValueError) as error:
+        raise EvaluationError(f"{path}: not readable: {error}") from None
+
+
+def pack_hash(pack: EmotionVectors) -> str:
+    """A hash of a pack's vectors and scales, whatever file they are in."""
+    digest = hashlib.sha256()
+    for name in pack:
+        digest.update(f"{name} {pack.scale(name)}".encode())
+        digest.update(np.ascontiguousarray(pack[name], np.float32).tobytes())
+    return digest.hexdigest()[:32]
+
+
+class Run:
+    """The folder of one evaluation. Its file names are fixed."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.file = self.folder / "run.json"
+        self.answers = self.folder / "answers.jsonl"
+        self.judgements = self.folder / "judgements.jsonl"
+        self.probes = self.folder / "probes.json"
+        self.readouts = self.folder / "readouts.json"
+        self.samples = self.folder / "samples.safetensors"
+        self.scores = self.folder / "scores.json"
+        self.table = self.folder / "scores.csv"
+        self.report = self.folder / "report.html"
+        self.markdown = self.folder / "report.md"
+        self.figures = self.folder / "figures"
+
+    @property
+    def _own(self) -> list[Path]:
+        return [p for p in vars(self).values() if isinstance(p, Path) and p != self.folder] + [self.folder / "vectors"]
+
+    def vectors(self, method: str) -> Path:
+        """Where the vectors of another method are kept."""
+        return self.folder / "vectors" / f"{method}.safetensors"
+
+    def begin(self, identity: Identity, quantization: str, plan: Plan, restart: bool = False) -> None:
+        """Make this folder the run of ``plan``, or check that it is. Raises ``EvaluationError`` for another's.
+
+        With ``restart`` the files of an earlier run here are removed first; others stay.
+        """
+        pack = plan.pack
+        record = {
+            "format": FORMAT,
+            "model": {**dataclasses.asdict(identity), "quantization": quantization},
+            "pack": {
+                "sha256": pack_hash(pack),
+                "site": pack.info.site,
+                "queries": dict(pack.info.queries),
+                "scales": {e: pack.scale(e) for e in [*pack, "base"]},
+                "calibrated": pack.calibrated,
+            },
+            "settings": plan.settings.record(),
+            "versions": library_versions(),
+            "answers": len(plan.tasks),
+        }
+        if restart:
+            for path in self._own:
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        if not self.file.exists():
+            if self.folder.is_dir() and any(p.exists() for p in self._own):
+                raise EvaluationError(f"{self.folder} has results but no run.json; give another --output, or --restart")
+            write_json(self.file, record)
+            return
+        there = self.read()
+        wrong = [f"{what}: there {a}, asked {b}" for what, a, b in _differences(there, record)]
+        if wrong:
+            raise EvaluationError(
+                f"{self.folder} holds another run ({'; '.join(wrong)}); give another --output, or --restart"
+            )
+
+    def read(self) -> dict[str, Any]:
+        """``run.json``. Raises ``EvaluationError``."""
+        data = read_json(self.file, "generate")
+        if not isinstance(data, dict) or data.get("format") != FORMAT:
+            raise EvaluationError(f"{self.file}: not a run of this version; give another --output, or --restart")
+        return data
+
+    def read_answers(self) -> list[dict[str, Any]]:
+        """Every whole line of ``answers.jsonl``. Raises ``EvaluationError`` for a file that is not one."""
+        return read_lines(self.answers)
+
+
+def _differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    pairs = [("model", a["model"].get("id"), b["model"]["id"])]
+    pairs += [("model fingerprint", a["model"].get("fingerprint"), b["model"]["fingerprint"])]
+    pairs += [("pack", a["pack"].get("sha256"), b["pack"]["sha256"])]
+    keys = sorted({*a["settings"], *b["settings"]})
+    pairs += [(k, a["settings"].get(k), b["settings"].get(k)) for k in keys]
+    return [(what, x, y) for what, x, y in pairs if x != y]
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSONL file; a last line that was cut short is left out. Raises ``EvaluationError``."""
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise EvaluationError(f"{path}: {error.strerror or error}") from None
+    lines = raw.split(b"\n")[:-1]
+    found = []
+    for number, line in enumerate(lines, 1):
+        try:
+            item = json.loads(line)
+        except ValueError:
+            item = None
+        if not isinstance(item, dict):
+            raise EvaluationError(f"{path}, line {number}: not a JSON object; mend the line, or --restart")
+        found.append(item)
+    return found
+
+
+def append_lines(path: Path, items: Sequence[Mapping[str, Any]]) -> None:
+    """Add lines to a JSONL file and see them onto the disk. Raises ``EvaluationError``."""
+    import os
+
+    try:
+        with open(path, "ab") as file:
+            file.write(b"".join(json.dumps(i, ensure_ascii=False).encode() + b"\n" for i in items))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise EvaluationError(f"cannot write {path}: {error.strerror or error}") from None
+
+
+def cut_lines(path: Path, count: int) -> None:
+    """Keep the first ``count`` lines of a file, and nothing of a line cut short."""
+    if not path.exists():
+        return
+    with open(path, "rb+") as file:
+        for _ in range(count):
+            file.readline()
+        file.truncate(file.tell())
+
+
+class Doses:
+    """A condition's dose on the model, made once."""
+
+    def __init__(self, voice: Voice, packs: Mapping[str, EmotionVectors]) -> None:
+        self.voice, self.packs = voice, packs
+        self._made: dict[tuple[Any, ...], Dose | None] = {}
+
+    def __call__(self, scales: tuple[tuple[str, float], ...], method: str = "mean") -> Dose | None:
+        key = (scales, method)
+        if key not in self._made:
+            vector = self.packs[method].mix(dict(scales))
+            if vector is not None and method != "mean":
+                # At the length of the paper's vectors, so that only the direction is compared.
+                vector = vector * _length(self.packs["mean"].mix(dict(scales))) / _length(vector)
+            self._made[key] = None if vector is None else self.voice.taps.dose(vector)
+        return self._made[key]
+
+
+def _length(vector: np.ndarray | None) -> np.float32:
+    return np.float32(0 if vector is None else np.linalg.norm(vector))
+
+
+def prompt_of(voice: Voice, task: Task, answer: Callable[[str], str]) -> list[int]:
+    """Token ids of a task's prompt. The oldest turns of a conversation go when the context is full."""
+    template, context = voice.loaded.template, voice.loaded.context
+    messages = task.messages(answer)
+    while True:
+        prompt = template.encode(template.render(messages))
+        if context is None or len(messages) < 3 or len(prompt) + task.max_tokens <= context:
+            return prompt
+        messages = messages[2:]
+
+
+def generate(
+    voice: Voice,
+    plan: Plan,
+    run: Run,
+    packs: Mapping[str, EmotionVectors],
+    progress: Report = quiet,
+    stopped: Callable[[], bool] = lambda: False,
+) -> int:
+    """Make the answers that are missing; returns how many tokens that took. On the thread that owns MLX.
+
+    Answers are made and written a chunk at a time, each chunk with a seed of its own, so that what a
+    killed run makes again comes out as it was. Raises ``Interrupted`` when ``stopped`` says so.
+    """
+    import mlx.core as mx
+
+    s = plan.settings
+    doses = Doses(voice, packs)
+    there = run.read_answers()
+    ids = [t.id for t in plan.tasks]
+    if [a.get("id") for a in there] != ids[: len(there)]:
+        raise EvaluationError(f"{run.answers}: its lines are not this run's; give another --output, or --restart")
+    texts = {a["id"]: a["answer"] for a in there}
+    total, done, tokens, position = len(ids), 0, 0, 0
+    for number, chunk in enumerate(plan.chunks):
+        position += len(chunk)
+        if position <= len(there):
+            done = position
+            continue
+        cut_lines(run.answers, done)
+        mx.random.seed(s.seed * 1_000_003 + number)
+        finished: dict[str, Finished] = {}
+        jobs = (
+            Job(task, prompt_of(voice, task, texts.__getitem__), doses(task.condition.scales, task.condition.method))
+            for task in chunk
+        )
+        for piece in run_batch(
+            voice,
+            jobs,
+            batch_size=s.batch_size,
+            max_tokens=chunk[0].max_tokens,
+            temperature=s.temperature,
+            top_p=s.top_p,
+            stopped=stopped,
+        ):
+            assert isinstance(piece, Finished)
+            finished[piece.key.id] = piece
+            tokens += len(piece.tokens)
+            progress(done + len(finished), total, f"{tokens} tokens")
+        if stopped():
+            raise Interrupted(f"stopped; the same command goes on from {done} of {total} answers")
+        lines = [_line(task, finished[task.id]) for task in chunk]
+        append_lines(run.answers, lines)
+        texts |= {line["id"]: line["answer"] for line in lines}
+        done = position
+    return tokens
+
+
+def _line(task: Task, answer: Finished) -> dict[str, Any]:
+    """An answer as it is written: with everything that scoring and the report need."""
+    c = task.condition
+    line: dict[str, Any] = {
+        "id": task.id,
+        "condition": c.id,
+        "part": c.part,
+        "kind": c.kind,
+        "emotion": c.emotion,
+        "dose": c.dose,
+        "way": c.way,
+        "angle": c.angle,
+        "group": task.query.group,
+        "turn": len(task.earlier) if c.part == "fading" else None,
+        "question": task.query.text,
+        "answer": answer.text,
+        "tokens": len(answer.tokens),
+        "reason": answer.reason,
+    }
+    return {k: v for k, v in line.items() if v not in (None, "") or k == "answer"}

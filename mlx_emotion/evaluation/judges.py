@@ -1,0 +1,376 @@
+"""Who says what an answer shows. Every judge is exchangeable, named in every table, and may refuse.
+
+A verdict is a plain JSON value, or ``None`` where the judge gave none that is valid; ``None`` is counted
+and reported, never scored as 0. ``builtin`` needs nothing; the others are classifiers through
+``transformers`` pipelines, a local mlx-lm model, or an OpenAI-compatible endpoint.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import json
+import math
+import os
+import re
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from ..errors import EvaluationError, MLXEmotionError, UsageError
+from . import lexicon
+from .metrics import EAS_EMOTIONS, EPS_LABELS, overlaps
+
+BUILTIN = "builtin"
+KEY_VARIABLES = ("MLX_EMOTION_JUDGE_KEY", "OPENAI_API_KEY")
+INSTALL = "pip install 'mlx-emotion[eval]'"
+
+
+@dataclass(frozen=True)
+class Item:
+    """What a judge sees of one answer."""
+
+    question: str
+    answer: str
+
+
+class Judge(Protocol):
+    """One judge of one kind of verdict.
+
+    ``name`` tells it apart from others in files, ``label`` is what tables say; ``batch`` is how many
+    items it wants at once. ``judge`` gives one verdict an item, in order.
+    """
+
+    name: str
+    label: str
+    batch: int
+
+    def judge(self, items: Sequence[Item]) -> list[Any]: ...
+
+
+def need_extra(module: str, what: str) -> None:
+    """Raises ``EvaluationError`` that names the install command where ``module`` is missing."""
+    if importlib.util.find_spec(module) is None:
+        raise EvaluationError(f"{what} needs {module}, which is not installed; {INSTALL}")
+
+
+@dataclass(frozen=True)
+class Builtin:
+    """A judge of this package: ``rule`` on each item. Coarse, deterministic, and labelled as built in."""
+
+    kind: str
+    label: str
+    rule: Callable[[Item], Any]
+    batch: int = 64
+
+    @property
+    def name(self) -> str:
+        return f"{BUILTIN}:{self.kind}"
+
+    def judge(self, items: Sequence[Item]) -> list[Any]:
+        return [self.rule(i) for i in items]
+
+
+def _lexicon_scores(item: Item) -> dict[str, float]:
+    return {e: round(100 * lexicon.strength(v), 4) for e, v in lexicon.score(item.answer).items()}
+
+
+def _lexicon_labels(item: Item) -> dict[str, float]:
+    found = {e: lexicon.strength(v) for e, v in lexicon.score(item.answer).items()}
+    return {**found, "neutral": math.prod(1 - v for v in found.values())}
+
+
+# What each kind of verdict is: the built-in judge's label and rule.
+_BUILTIN = {
+    "topic": ("built-in topic-word overlap", lambda i: overlaps(i.question, i.answer)),
+    "scores": ("built-in lexicon", _lexicon_scores),
+    "emotional": (
+        "built-in lexicon",
+        lambda i: EPS_LABELS[2] if lexicon.top(i.answer) else EPS_LABELS[1],
+    ),
+    "emotions": ("built-in lexicon", _lexicon_labels),
+    "top": ("built-in lexicon", lambda i: lexicon.top(i.answer) or "neutral"),
+}
+KINDS = tuple(_BUILTIN)
+"""Kinds of verdict: ``topic`` 0 or 1; ``scores`` emotion -> 0 to 100; ``emotional`` one of the three EPS
+labels; ``emotions`` label -> probability; ``top`` one GoEmotions label."""
+
+
+def builtin(kind: str) -> Builtin:
+    label, rule = _BUILTIN[kind]
+    return Builtin(kind, label, rule)
+
+
+# Classifiers through transformers.
+
+
+def _pipeline(task: str, model: str) -> Any:
+    need_extra("torch", "a classifier")
+    import torch
+    from transformers import pipeline
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    device = "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        return pipeline(task, model=model, device=device)
+    except Exception as error:  # the hub, the file system and transformers raise many kinds here
+        first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise EvaluationError(f"cannot load the classifier {model}: {first}") from None
+
+
+class ZeroShot:
+    """Zero-shot classification by natural-language inference, such as facebook/bart-large-mnli.
+
+    ``kind`` ``emotional``: one of the EPS labels, by softmax over their entailment logits. ``emotions``:
+    a probability per label of ``labels``, each on its own. Raises ``EvaluationError`` for a model that
+    has no entailment label.
+    """
+
+    batch = 16
+
+    def __init__(self, model: str, kind: str, labels: Sequence[str]) -> None:
+        self.kind, self.labels = kind, list(labels)
+        self.name = f"{model}:{kind}:{','.join(self.labels)}"
+        self.label = Path(model).name
+        self._model = model
+
+    @functools.cached_property
+    def _classify(self) -> Any:
+        classify = zero_shot_pipeline(self._model)
+        names = [str(n).lower() for n in classify.model.config.id2label.values()]
+        if not any(n.startswith("entail") for n in names):
+            raise EvaluationError(
+                f"{self._model} cannot judge by inference: its labels are {', '.join(names)}, with no entailment; "
+                "give an NLI model such as facebook/bart-large-mnli as --classifier"
+            )
+        return classify
+
+    def judge(self, items: Sequence[Item]) -> list[Any]:
+        multi = self.kind == "emotions"
+        # An empty text is an error to the pipeline, and no classifier has anything to say about it.
+        texts = [i.answer for i in items if i.answer.strip()]
+        found = iter(
+            self._classify(texts, self.labels, multi_label=multi, batch_size=self.batch, truncation=True)
+            if texts else []
+        )  # fmt: skip
+        results = [next(found) if i.answer.strip() else None for i in items]
+        if multi:
+            return [r and dict(zip(r["labels"], map(float, r["scores"]))) for r in results]
+        return [r and r["labels"][0] for r in results]
+
+
+@functools.lru_cache(maxsize=2)
+def zero_shot_pipeline(model: str) -> Any:
+    return _pipeline("zero-shot-classification", model)
+
+
+class GoEmotions:
+    """A text classifier with GoEmotions labels: an answer's top one.
+
+    Raises ``EvaluationError`` for a classifier with labels that ``known``, the label table, lacks.
+    """
+
+    batch = 16
+
+    def __init__(self, model: str, known: Sequence[str]) -> None:
+        self.name, self.label = f"{model}:top", Path(model).name
+        self._model, self._known = model, set(known)
+
+    @functools.cached_property
+    def _classify(self) -> Any:
+        classify = _pipeline("text-classification", self._model)
+        unknown = sorted({str(n) for n in classify.model.config.id2label.values()} - self._known)
+        if unknown:
+            raise EvaluationError(
+                f"{self._model} has labels without a place on the circumplex: {', '.join(unknown[:8])}; "
+                "give a table that has them with --labels"
+            )
+        return classify
+
+    def judge(self, items: Sequence[Item]) -> list[Any]:
+        texts = [i.answer for i in items if i.answer.strip()]
+        found = iter(self._classify(texts, batch_size=self.batch, truncation=True) if texts else [])
+        return [str(next(found)["label"]) if i.answer.strip() else None for i in items]
+
+
+# Judging by a chat model.
+
+ASK = {
+    "topic": (
+        "Below are a question and an answer to it. Does the answer touch the topic of the question? Mood, tone and "
+        'quality do not matter. Reply with JSON only: {{"topic": 1}} if it does, {{"topic": 0}} if it does not.\n\n'
+        "Question: {question}\n\nAnswer: {answer}"
+    ),
+    "scores": (
+        "Rate how strongly the following text expresses each emotion, from 0 (not at all) to 100 (as strongly as a "
+        'text can). Reply with JSON only, in this form: {{"anger": 0, "disgust": 0, "fear": 0, "joy": 0, '
+        '"sadness": 0, "surprise": 0}}\n\nText: {answer}'
+    ),
+}
+
+
+def read_verdict(kind: str, reply: str) -> Any:
+    """The verdict in a chat model's reply, or ``None`` where there is no valid one (a refusal, broken JSON)."""
+    for match in re.finditer(r"\{[^{}]*\}", reply):
+        try:
+            data = json.loads(match[0])
+        except ValueError:
+            continue
+        if kind == "topic":
+            value = data.get("topic")
+            if value in (0, 1):  # true and false are 1 and 0
+                return int(value)
+        else:
+            values = [data.get(e) for e in EAS_EMOTIONS]
+            if all(isinstance(v, int | float) and not isinstance(v, bool) and 0 <= v <= 100 for v in values):
+                return {e: float(v) for e, v in zip(EAS_EMOTIONS, values)}
+    return None
+
+
+class LocalChat:
+    """A local mlx-lm model as the judge, asked greedily on the engine's thread."""
+
+    batch = 16
+
+    def __init__(self, model: str, kind: str) -> None:
+        self.kind, self.name, self.label, self._model = kind, f"{model}:{kind}", f"{Path(model).name}, local", model
+
+    def judge(self, items: Sequence[Item]) -> list[Any]:
+        from ..engine import shared
+
+        prompts = [ASK[self.kind].format(question=i.question, answer=i.answer) for i in items]
+        replies = shared().run(_local_replies, self._model, prompts)
+        return [read_verdict(self.kind, r) for r in replies]
+
+
+@functools.lru_cache(maxsize=1)
+def local_model(name: str) -> Any:
+    """A judge model, kept loaded; on the engine's thread."""
+    from ..models import load_model
+
+    return load_model(name)
+
+
+def _local_replies(model: str, prompts: list[str]) -> list[str]:
+    from mlx_lm import batch_generate
+
+    loaded = local_model(model)
+    template = loaded.template
+    tokens = [template.encode(template.render([{"role": "user", "content": p}])) for p in prompts]
+    return batch_generate(loaded.model, loaded.tokenizer, tokens, max_tokens=96).texts
+
+
+class Endpoint:
+    """An OpenAI-compatible chat endpoint, ``URL#MODEL``; the key comes from the environment.
+
+    Busy and broken replies are tried again with growing pauses. Raises ``EvaluationError`` when it stays
+    out of reach, or refuses the key; what was judged before is kept.
+    """
+
+    batch = 8
+    tries = 5
+    pause = 1.0
+    timeout = 60.0
+
+    def __init__(self, address: str, kind: str) -> None:
+        url, _, model = address.partition("#")
+        if not model:
+            raise UsageError(f"--judge {address} names no model; write it after a #, as in {url}#my-model")
+        self.url, self.model, self.kind = url.rstrip("/"), model, kind
+        self.name, self.label = f"{address}:{kind}", model
+        self._key = next((os.environ[v] for v in KEY_VARIABLES if os.environ.get(v)), None)
+
+    def judge(self, items: Sequence[Item]) -> list[Any]:
+        with ThreadPoolExecutor(4) as pool:
+            return list(pool.map(self._one, items))
+
+    def _one(self, item: Item) -> Any:
+        prompt = ASK[self.kind].format(question=item.question, answer=item.answer)
+        verdict = read_verdict(self.kind, self._ask(prompt))
+        # Once more: a chat model's slip is often not repeated.
+        return verdict if verdict is not None else read_verdict(self.kind, self._ask(prompt))
+
+    def _ask(self, prompt: str) -> str:
+        body = {"model": self.model, "temperature": 0, "messages": [{"role": "user", "content": prompt}]}
+        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self._key}"} if self._key else {})
+        problem = ""
+        for attempt in range(self.tries):
+            if attempt:
+                time.sleep(min(self.pause * 2 ** (attempt - 1), 30))
+            request = urllib.request.Request(f"{self.url}/chat/completions", json.dumps(body).encode(), headers)
+            try:
+                with urllib.request.urlopen(request, timeout=self.timeout) as reply:
+                    content = json.loads(reply.read(1 << 20))["choices"][0]["message"]["content"]
+                    return content if isinstance(content, str) else ""
+            except urllib.error.HTTPError as error:
+                problem = f"HTTP {error.code}"
+                if error.code in (401, 403):
+                    raise EvaluationError(
+                        f"judge {self.url} refuses the key ({problem}); set {KEY_VARIABLES[0]}"
+                    ) from None
+                if error.code < 500 and error.code not in (408, 409, 429):
+                    break
+            except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+                problem = str(getattr(error, "reason", error)) or type(error).__name__
+        raise EvaluationError(
+            f"judge {self.url} is out of reach: {problem}; the answers are kept, try again with --stage score"
+        )
+
+
+# Choosing and asking.
+
+
+def chat_judge(spec: str, kind: str) -> Judge:
+    """The judge of ``topic`` or ``scores``: ``builtin``, a local model, or ``URL#MODEL``."""
+    if spec == BUILTIN:
+        return builtin(kind)
+    return Endpoint(spec, kind) if spec.startswith(("http://", "https://")) else LocalChat(spec, kind)
+
+
+def classifier(spec: str, kind: str, labels: Sequence[str]) -> Judge:
+    """The judge of ``emotional`` or ``emotions``: ``builtin`` or an NLI model."""
+    return builtin(kind) if spec == BUILTIN else ZeroShot(spec, kind, labels)
+
+
+def go_emotions(spec: str, known: Sequence[str]) -> Judge:
+    """The judge of ``top``: ``builtin`` or a classifier with GoEmotions labels."""
+    return builtin("top") if spec == BUILTIN else GoEmotions(spec, known)
+
+
+def read_labels(path: str | Path | None) -> dict[str, float | None]:
+    """The label table: label -> direction in degrees, or ``None`` for one without. Raises ``UsageError``."""
+    from .plan import circumplex_data
+
+    if path is None:
+        return circumplex_data()["labels"]
+    try:
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path}: not a label table: {error}") from None
+    table = data.get("labels", data) if isinstance(data, Mapping) else None
+    if not isinstance(table, Mapping) or not table:
+        raise UsageError(f'{path}: wanted one JSON object, {{"label": degrees or null, ...}}')
+    for label, angle in table.items():
+        fine = angle is None or (isinstance(angle, int | float) and not isinstance(angle, bool) and math.isfinite(angle))
+        if not fine:
+            raise UsageError(f"{path}: {label!r} is {angle!r}, wanted degrees or null")
+    return dict(table)
+
+
+def batches(judge: Judge, items: Sequence[Item]) -> Iterator[tuple[int, list[Any]]]:
+    """(index of the first item, verdicts) of one batch after another. Raises ``EvaluationError``."""
+    for start in range(0, len(items), judge.batch):
+        part = items[start : start + judge.batch]
+        try:
+            yield start, judge.judge(part)
+        except MLXEmotionError:
+            raise
+        except (RuntimeError, ValueError, IndexError) as error:  # what a classifier raises for odd input
+            first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+            raise EvaluationError(f"judge {judge.label} failed: {first}; the answers are kept") from None

@@ -1,0 +1,148 @@
+"""The numbers of the two papers, as plain functions of plain values. Nothing here needs a model.
+
+Definitions: arXiv 2502.04075, section 4 (emotion scores), and arXiv 2504.14706 (circumplex cosine).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..guard import LoopDetector, distinct_2
+
+LOW_DISTINCT = 0.3
+"""Answers whose distinct-2 is below this count as repetitive."""
+
+EAS_EMOTIONS = ("anger", "disgust", "fear", "joy", "sadness", "surprise")
+EPS_LABELS = ("emotionless", "neutral", "emotional")
+PAPER_TABLES: dict[str, Any] = json.loads(Path(__file__).with_name("paper_tables.json").read_text(encoding="utf-8"))
+
+
+def emotion_absolute(scores: Mapping[str, float]) -> float:
+    """EAS of one answer: the sum of (score / 100)² over the six emotions; scores are 0 to 100."""
+    return sum((scores[e] / 100) ** 2 for e in EAS_EMOTIONS)
+
+
+def cosine_of_angles(a: float, b: float) -> float:
+    """Cosine between two directions of the circumplex, in degrees."""
+    return math.cos(math.radians(a - b))
+
+
+def repetition(text: str) -> tuple[float, bool]:
+    """(distinct-2 of the words, whether the text ends in a loop)."""
+    words = text.lower().split()
+    detector, looping = LoopDetector(), False
+    codes: dict[str, int] = {}
+    for word in words:
+        looping = detector.add(codes.setdefault(word, len(codes)))
+    return distinct_2(words), looping
+
+
+def bootstrap(values: Sequence[float], seed: int = 0, resamples: int = 2000) -> tuple[float, float] | None:
+    """95 % percentile interval of the mean; ``None`` for fewer than two values, which give none."""
+    if len(values) < 2:
+        return None
+    array = np.asarray(values, np.float64)
+    rng = np.random.default_rng(seed)
+    means = np.concatenate(
+        [array[rng.integers(0, len(array), (100, len(array)))].mean(1) for _ in range(resamples // 100)]
+    )
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def summary(values: Iterable[float | None], seed: int = 0) -> dict[str, Any]:
+    """``{"mean", "low", "high", "n", "missing"}``; a missing value is counted and left out, never a 0."""
+    given = list(values)
+    kept = [float(v) for v in given if v is not None]
+    interval = bootstrap(kept, seed)
+    return {
+        "mean": float(np.mean(kept)) if kept else None,
+        "low": interval[0] if interval else None,
+        "high": interval[1] if interval else None,
+        "n": len(kept),
+        "missing": len(given) - len(kept),
+    }
+
+
+def line_fit(x: Sequence[float], y: Sequence[float]) -> tuple[float, float, float] | None:
+    """(slope, intercept, R²) of the least-squares line; ``None`` where x or y does not vary."""
+    a, b = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    if len(a) < 3 or np.ptp(a) == 0 or np.ptp(b) == 0:
+        return None
+    slope, intercept = np.polyfit(a, b, 1)
+    rest = b - (slope * a + intercept)
+    return float(slope), float(intercept), float(1 - (rest**2).sum() / ((b - b.mean()) ** 2).sum())
+
+
+def explained(shifts: np.ndarray, predicted: np.ndarray) -> float:
+    """Share of the squared length of ``shifts`` that ``predicted`` explains: 1 − Σ‖s − p‖² / Σ‖s‖²."""
+    total = float((shifts**2).sum())
+    return 1.0 - float(((shifts - predicted) ** 2).sum()) / total if total else 0.0
+
+
+def spearman(x: Sequence[float], y: Sequence[float]) -> float | None:
+    """Rank correlation, ties sharing their mean rank; ``None`` where either does not vary."""
+
+    def ranks(values: Sequence[float]) -> np.ndarray:
+        array = np.asarray(values, np.float64)
+        return np.array([(array < v).sum() + ((array == v).sum() - 1) / 2 for v in array])
+
+    a, b = ranks(x), ranks(y)
+    if np.ptp(a) == 0 or np.ptp(b) == 0:
+        return None
+    return float(np.corrcoef(a, b)[0, 1])
+
+
+_STOP_WORDS = frozenset(
+    "about above after again against also always another because been before being below between both cannot could "
+    "does doing down during each else even ever every from further give given goes going have having here hers him "
+    "himself how into itself just know like made make many more most much must myself never next only other ought "
+    "ours over really said same says should some still such take tell than that their theirs them then there these "
+    "they thing think this those through under until upon very want were what when where which while whom will with "
+    "would your yours yourself you're i'd i've don't it's what's".split()
+)
+STEM = 5
+
+
+def topic_words(text: str) -> set[str]:
+    """The words that carry a text's topic, cut to their first five letters so that endings do not matter."""
+    words = re.findall(r"[^\W\d_]+(?:'[^\W\d_]+)*", text.lower().replace("\u2019", "'"))
+    return {w[:STEM] for w in words if len(w) >= 4 and w not in _STOP_WORDS}
+
+
+def overlaps(question: str, answer: str) -> int:
+    """1 if the answer takes up at least one topic word of the question, or the question has none."""
+    wanted = topic_words(question)
+    return int(not wanted or bool(wanted & topic_words(answer)))
+
+
+# Names as they are in model ids -> (row in the papers' tables 2 to 5, row in table 6).
+_PAPER_MODELS = (
+    (r"llama-?3\.1-8b", "Llama3.1", None),
+    (r"llama-?2-7b", "Llama2", "Llama2-7B"),
+    (r"llama-?2-13b", None, "Llama2-13B"),
+    (r"qwen2\.5-7b", "Qwen2.5", "Qwen2.5-7B"),
+    (r"qwen2-7b", "Qwen2", None),
+    (r"qwen1\.5-7b", "Qwen1.5", None),
+    (r"qwen-7b", "Qwen", None),
+    (r"baichuan2-7b", "Baichuan2", None),
+    (r"(^|[/-])yi-6b", "Yi", None),
+    (r"vicuna-7b", "Vicuna", None),
+    (r"(^|[/-])gemma-7b", "Gemma", None),
+    (r"minicpm3-4b", "MiniCPM", "MiniCPM"),
+)
+
+
+def paper_rows(model: str) -> tuple[str | None, str | None]:
+    """The names of ``model``'s rows in the paper's tables 2 to 5 and in its table 6, where it is one of theirs."""
+    for pattern, base, table6 in _PAPER_MODELS:
+        if re.search(pattern, model.lower()):
+            return base, table6
+    return None, None

@@ -1,0 +1,386 @@
+"""What is asked, under which conditions: everything that decides which answers an evaluation has."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import itertools
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .. import queries as query_sets
+from ..emotions import BASE, BASIC, NEUTRAL, Feeling, check_name, instructions
+from ..errors import EvaluationError, QueryError, UsageError
+from ..vectors import EmotionVectors
+
+PARTS = ("tables", "baselines", "statements", "circumplex", "fading", "probes", "geometry", "readout")
+"""The experiments. ``tables`` is what the paper's tables 2 to 6 need; the others may be left out one by one."""
+
+METHODS = ("last", "pca")
+"""Other ways to make vectors, for comparison: last prompt token, first principal component."""
+
+INTENSITIES, SCALES = (0.0, 0.5, 1.0, 1.5), (0.0, 1.0, 2.0, 4.0)
+FRACTIONS = (0.25, 0.5, 0.75, 1.0)
+"""The small range, as shares of intensity 1.0, in which the effect is tested for being linear."""
+
+STATES = tuple(range(0, 360, 30))
+"""The twelve states of arXiv 2504.14706, in degrees."""
+
+WAYS = ("prompt", "steering", "both")
+ROTATIONS = 3
+"""Conversations per emotion in the fading experiment; each asks the same questions in another order."""
+
+FADING_TOKENS = 64
+
+# The released EQ+ file is a bare list of 400: fifty of each emotion, then the neutral ones.
+EQ_PLUS = (*((e, 50) for e in BASIC), (NEUTRAL, 150))
+
+
+def _data(name: str) -> dict[str, Any]:
+    return json.loads(Path(__file__).with_name(name).read_text(encoding="utf-8"))
+
+
+@functools.cache
+def circumplex_data() -> dict[str, Any]:
+    """Questions, prompt and label table of the circumplex experiment."""
+    return _data("circumplex.json")
+
+
+@functools.cache
+def conversation_data() -> dict[str, Any]:
+    """The opening and the ten further messages of the fading experiment."""
+    return _data("conversation.json")
+
+
+@dataclass(frozen=True)
+class Query:
+    """One question; ``group`` is the emotion it was written for, or ``neutral``."""
+
+    group: str
+    index: int
+    text: str
+
+    @property
+    def id(self) -> str:
+        return f"{self.group}/{self.index}"
+
+
+def read_queries(path: str | Path | None) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """Queries by group and their source: the shipped evaluation set, an object, or a list like EQ+.
+
+    Raises ``QueryError``.
+    """
+    if path is None:
+        return query_sets.shipped("evaluation")
+    path = Path(path)
+    try:
+        raw = path.read_bytes()
+        data = json.loads(raw)
+    except (OSError, ValueError, RecursionError):
+        return query_sets.read(path)  # says what is wrong
+    if not isinstance(data, list):
+        return query_sets.read(path)
+    if not data or not all(isinstance(q, str) and q.strip() for q in data):
+        raise QueryError(f"{path}: wanted a list of questions, each text that is not empty")
+    source = {"name": path.name, "sha256": hashlib.sha256(raw).hexdigest()}
+    if len(data) != sum(n for _, n in EQ_PLUS):
+        return {"all": data}, source
+    rest = iter(data)
+    return {group: list(itertools.islice(rest, n)) for group, n in EQ_PLUS}, source
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the answers depend on; a folder holds answers of one ``Settings`` only.
+
+    ``doses`` are in ``unit``: calibrated ``intensity`` or raw ``scale``. ``limit`` is queries a group.
+    """
+
+    emotions: tuple[str, ...]
+    unit: str
+    doses: tuple[float, ...]
+    queries: Mapping[str, list[str]] = field(repr=False)
+    source: Mapping[str, str]
+    limit: int | None = None
+    parts: tuple[str, ...] = PARTS
+    max_tokens: int = 128
+    temperature: float = 0.6
+    top_p: float = 0.9
+    batch_size: int = 16
+    seed: int = 0
+
+    @classmethod
+    def make(
+        cls,
+        pack: EmotionVectors,
+        *,
+        emotions: Iterable[str] | None = None,
+        scales: Iterable[float] | None = None,
+        intensities: Iterable[float] | None = None,
+        queries: str | Path | None = None,
+        limit: int | None = None,
+        parts: Iterable[str] | None = None,
+        **others: Any,
+    ) -> Settings:
+        """Settings for a pack, checked. Raises ``UsageError`` or ``QueryError``."""
+        known = [*pack, BASE]
+        names = list(emotions) if emotions is not None else [BASE, *(e for e in BASIC if e in pack)]
+        names = [check_name(n, known) for n in names]
+        if not names:
+            raise UsageError(f"no emotion to evaluate: known are {', '.join(known)}")
+        if scales is not None and intensities is not None:
+            raise UsageError("give --scales or --intensities, not both")
+        if scales is None and intensities is None:
+            unit, doses = ("intensity", INTENSITIES) if pack.calibrated else ("scale", SCALES)
+        else:
+            unit, doses = ("scale", tuple(scales)) if scales is not None else ("intensity", tuple(intensities or ()))
+        if not doses or not all(math.isfinite(d) and -1000 <= d <= 1000 for d in doses):
+            raise UsageError(f"{unit} must be numbers from -1000 to 1000, for example 0,1,2,4")
+        chosen = tuple(parts) if parts is not None else PARTS
+        if unknown := [p for p in chosen if p not in PARTS]:
+            raise UsageError(f"unknown part {', '.join(unknown)}: known are {', '.join(PARTS)}")
+        if limit is not None and limit < 1:
+            raise UsageError(f"limit is {limit}, wanted at least 1")
+        found, source = read_queries(queries)
+        wanted = {*BASIC, *names, NEUTRAL}
+        kept = {g: q[:limit] for g, q in found.items() if g in wanted} or {g: q[:limit] for g, q in found.items()}
+        return cls(
+            tuple(dict.fromkeys(names)),
+            unit,
+            tuple(sorted({float(d) for d in doses})),
+            kept,
+            source,
+            limit,
+            tuple(p for p in PARTS if p in chosen),
+            **others,
+        )
+
+    def __post_init__(self) -> None:
+        for what, value, fine in (
+            ("max-tokens", self.max_tokens, self.max_tokens >= 1),
+            ("batch-size", self.batch_size, self.batch_size >= 1),
+            ("temperature", self.temperature, 0 <= self.temperature <= 10),
+            ("top-p", self.top_p, 0 < self.top_p <= 1),
+            ("seed", self.seed, 0 <= self.seed < 2**31),
+        ):
+            if not fine:
+                raise UsageError(f"{what} is {value}, which is out of range")
+
+    @property
+    def asked(self) -> list[str]:
+        """The emotions without ``base``."""
+        return [e for e in self.emotions if e != BASE]
+
+    def record(self) -> dict[str, Any]:
+        """As JSON, with the queries by their count; ``source`` holds their hash."""
+        data = json.loads(json.dumps(dataclasses.asdict(self)))
+        return {**data, "queries": {g: len(q) for g, q in self.queries.items()}}
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One way to ask. ``scales`` are raw scales per emotion of the vectors made by ``method``.
+
+    ``kind``: plain, steering, prompt, mix, circumplex, fading. ``emotion`` is the one asked for, if one
+    is; ``dose`` its dose in the settings' unit; ``angle`` the asked direction on the circumplex.
+    """
+
+    id: str
+    part: str
+    kind: str
+    emotion: str = ""
+    dose: float | None = None
+    scales: tuple[tuple[str, float], ...] = ()
+    method: str = "mean"
+    instruction: str = ""
+    angle: int | None = None
+    way: str = ""
+
+
+Messages = list[dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One answer to make. ``earlier`` are (user message, task id of its answer) of the turns before."""
+
+    condition: Condition
+    query: Query
+    max_tokens: int
+    earlier: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def id(self) -> str:
+        return f"{self.condition.id}|{self.query.id}"
+
+    def messages(self, answer: Callable[[str], str]) -> Messages:
+        """The conversation to answer; ``answer`` gives an earlier task's answer by id."""
+        turns: Messages = []
+        for text, task in self.earlier:
+            turns += [{"role": "user", "content": text}, {"role": "assistant", "content": answer(task)}]
+        turns.append({"role": "user", "content": self.query.text})
+        if self.condition.instruction:
+            turns[0] = {**turns[0], "content": f"{self.condition.instruction}\n\n{turns[0]['content']}"}
+        return turns
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The settings, worked out for a pack."""
+
+    settings: Settings
+    pack: EmotionVectors
+
+    def scale(self, emotion: str, dose: float) -> float:
+        """``dose`` of ``emotion`` as a raw scale."""
+        return dose * self.pack.scale(emotion) if self.settings.unit == "intensity" else dose
+
+    def full(self, emotion: str) -> float:
+        """The dose that is the calibrated 1.0, in the settings' unit."""
+        return 1.0 if self.settings.unit == "intensity" else self.pack.scale(emotion)
+
+    def instruction(self, emotion: str) -> str:
+        """The first of the wordings that the emotion's vector was made with."""
+        made_with = self.pack.info.emotions[emotion].get("instructions")
+        return (made_with or instructions(self.pack.info.catalogue[emotion]))[0]
+
+    def _steer(self, part: str, emotion: str, dose: float, method: str = "mean") -> Condition:
+        kind = "steering" if method == "mean" else method
+        scales = ((emotion, self.scale(emotion, dose)),)
+        return Condition(f"{kind}:{emotion}@{dose:g}", part, kind, emotion, dose, scales, method)
+
+    @functools.cached_property
+    def conditions(self) -> list[Condition]:
+        """Every single-turn condition over the query set; none twice."""
+        s = self.settings
+        found: list[Condition] = []
+        if "tables" in s.parts:
+            found.append(Condition("plain", "tables", "plain"))
+            found += [self._steer("tables", e, d) for d in s.doses if d for e in s.emotions]
+        if "baselines" in s.parts:
+            found += [
+                Condition(f"prompt:{e}", "baselines", "prompt", e, instruction=self.instruction(e)) for e in s.asked
+            ]
+            found += [self._steer("baselines", e, self.full(e), m) for m in METHODS for e in s.asked]
+        if "statements" in s.parts:
+            found.append(Condition("plain", "tables", "plain"))
+            found += [self._steer("statements", e, f * self.full(e)) for f in FRACTIONS for e in s.asked]
+            found += [
+                Condition(
+                    f"mix:{a}+{b}",
+                    "statements",
+                    "mix",
+                    f"{a}+{b}",
+                    scales=tuple((e, self.scale(e, 0.5 * self.full(e))) for e in (a, b)),
+                )
+                for a, b in self.pairs
+            ]
+        unique: dict[str, Condition] = {}
+        for condition in found:
+            unique.setdefault(condition.id, condition)
+        return list(unique.values())
+
+    @functools.cached_property
+    def pairs(self) -> list[tuple[str, str]]:
+        """Neighbouring pairs of the asked emotions, each emotion in at most two."""
+        asked = self.settings.asked
+        return [(a, b) for a, b in zip(asked, [*asked[1:], *asked[:1]]) if a != b][: 1 if len(asked) == 2 else None]
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Other vectors that the conditions need."""
+        return METHODS if "baselines" in self.settings.parts and self.settings.asked else ()
+
+    def _circumplex(self) -> Iterator[Task]:
+        data = circumplex_data()
+        questions = [Query("circumplex", i, q) for i, q in enumerate(data["questions"][: self.settings.limit])]
+        for query in questions:
+            for angle in STATES:
+                valence, arousal = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+                feeling = Feeling.at(round(valence, 9), round(arousal, 9), self.pack.info.catalogue)
+                scales = tuple(self.pack.scales(feeling).items())
+                prompt = data["prompt"].format(valence=valence, arousal=arousal)
+                for way in WAYS:
+                    yield Task(
+                        Condition(
+                            f"circumplex:{way}@{angle}",
+                            "circumplex",
+                            "circumplex",
+                            str(feeling),
+                            scales=() if way == "prompt" else scales,
+                            instruction="" if way == "steering" else prompt,
+                            angle=angle,
+                            way=way,
+                        ),
+                        query,
+                        self.settings.max_tokens,
+                    )
+
+    def _fading(self) -> Iterator[list[Task]]:
+        """One list a turn: every conversation's task of that turn."""
+        data, s = conversation_data(), self.settings
+        ways = [
+            Condition("fading:plain", "fading", "fading", way="plain"),
+            *(
+                Condition(f"fading:prompt:{e}", "fading", "fading", e, instruction=self.instruction(e), way="prompt")
+                for e in s.asked
+            ),
+            *(
+                Condition(f"fading:steering:{e}", "fading", "fading", e, scales=((e, self.pack.scale(e)),), way="steering")
+                for e in s.asked
+            ),
+        ]
+        tokens = min(s.max_tokens, FADING_TOKENS)
+        count = min(ROTATIONS, s.limit or ROTATIONS)
+        orders = []
+        for r in range(count):
+            step = r * len(data["turns"]) // count
+            orders.append([data["opening"], *data["turns"][step:], *data["turns"][:step]])
+        for turn in range(len(data["turns"]) + 1):
+            yield [
+                Task(
+                    way,
+                    Query(f"conversation-{r}", turn, order[turn]),
+                    tokens,
+                    tuple((order[t], f"{way.id}|conversation-{r}/{t}") for t in range(turn)),
+                )
+                for r, order in enumerate(orders)
+                for way in ways
+            ]
+
+    @functools.cached_property
+    def rounds(self) -> list[list[Task]]:
+        """The tasks, in lists that are made one after another; a later one may need an earlier one's answers."""
+        s = self.settings
+        # Conditions side by side: the rows of a batch ask the same question under different feelings.
+        table = [
+            Task(c, Query(g, i, q), s.max_tokens) for g, qs in s.queries.items() for i, q in enumerate(qs)
+            for c in self.conditions
+        ]  # fmt: skip
+        rounds = [table]
+        if "circumplex" in s.parts:
+            rounds.append(list(self._circumplex()))
+        if "fading" in s.parts:
+            rounds += self._fading()
+        return [r for r in rounds if r]
+
+    @functools.cached_property
+    def tasks(self) -> list[Task]:
+        return [t for r in self.rounds for t in r]
+
+    @property
+    def chunks(self) -> list[Sequence[Task]]:
+        """What is generated, and written, at a time: enough to keep a batch full, little enough to lose."""
+        size = 8 * self.settings.batch_size
+        return [r[i : i + size] for r in self.rounds for i in range(0, len(r), size)]
+
+
+def check_plan(plan: Plan) -> None:
+    """Raises ``EvaluationError`` for a plan without an answer to make or a part to do."""
+    if not plan.tasks and not {"probes", "geometry", "readout"} & set(plan.settings.parts):
+        raise EvaluationError("nothing to evaluate: no query is left; give other --queries, --emotions or --parts")

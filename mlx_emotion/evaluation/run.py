@@ -1,0 +1,104 @@
+"""The stages of an evaluation, one after another or each alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import EvaluationError
+from .generate import Report, Run, generate, quiet
+from .judges import need_extra
+from .plan import Plan, Settings, check_plan
+from .probes import other_vectors, probe_logits, read_questions
+from .score import Judging, read_scores, score
+
+if TYPE_CHECKING:
+    from ..model import Model
+    from ..session import Voice
+
+STAGES = ("generate", "score", "report")
+
+
+def plan_for(model: Model, **settings: Any) -> Plan:
+    """The plan of an evaluation of ``model``; ``settings`` are those of ``Settings.make``.
+
+    Raises ``EvaluationError`` for a model without a pack, ``UsageError`` for what is wrong with a setting.
+    """
+    pack = model.vectors
+    if pack is None:
+        raise EvaluationError(
+            f"no pack for {model.id}, so there is nothing to evaluate; make one with "
+            f"`mlx-emotion extract --model {model.id}`"
+        )
+    plan = Plan(Settings.make(pack, **settings), pack)
+    check_plan(plan)
+    return plan
+
+
+def make_answers(
+    model: Model,
+    plan: Plan,
+    run: Run,
+    restart: bool = False,
+    progress: Report = quiet,
+    stopped: Callable[[], bool] = lambda: False,
+) -> None:
+    """Stage ``generate``: everything that needs the model. Does what an earlier, unfinished run left undone."""
+    run.begin(model.identity, model.quantization, plan, restart)
+
+    def work(voice: Voice) -> None:
+        packs = other_vectors(voice, plan, run, progress, stopped)
+        if "probes" in plan.settings.parts and not run.probes.is_file():
+            probe_logits(voice, plan, run, progress)
+        if "readout" in plan.settings.parts and not run.readouts.is_file():
+            read_questions(voice, plan, run, progress)
+        generate(voice, plan, run, packs, progress, stopped)
+
+    model.run(work)
+
+
+def make_scores(
+    run: Run,
+    judging: Judging,
+    model: str,
+    progress: Report = quiet,
+    stopped: Callable[[], bool] = lambda: False,
+) -> dict[str, Any]:
+    """Stage ``score``. ``model`` is how the evaluated model is loaded, should it be perplexity's judge."""
+    return score(run, judging, model, progress, stopped)
+
+
+def make_report(run: Run, pack_path: Path | None = None) -> list[Path]:
+    """Stage ``report``: figures, ``report.md`` and ``report.html``; returns what was written.
+
+    ``pack_path`` is the evaluated pack, for the figures of its geometry. Raises ``EvaluationError``.
+    """
+    need_figures()
+    from .figures import draw
+    from .report import write
+
+    scores = read_scores(run)
+    pictures = draw(run, scores, geometry(run, pack_path))
+    return [*write(run, scores, pictures), *(p for paths in pictures.values() for p in paths)]
+
+
+def need_figures() -> None:
+    """Raises ``EvaluationError`` where what draws the figures is not installed."""
+    for module in ("matplotlib", "sklearn"):
+        need_extra(module, "the report")
+
+
+def geometry(run: Run, pack_path: Path | None) -> dict[str, dict[str, np.ndarray]]:
+    """Vectors ``[L, d]`` by emotion and per-query shifts ``[N, L, d]`` by emotion, as far as there are any."""
+    from ..vectors import EmotionVectors
+
+    found: dict[str, dict[str, np.ndarray]] = {"vectors": {}, "samples": {}}
+    for path in (pack_path, run.vectors("pca")):
+        if path is not None and path.is_file():
+            pack = EmotionVectors.load(path, samples=True)
+            found["vectors"] = found["vectors"] or dict(pack)
+            found["samples"] = found["samples"] or {e: np.asarray(v, np.float32) for e, v in pack.samples.items()}
+    return found

@@ -1,0 +1,106 @@
+"""What is on this machine, models and their packs, and making a pack that is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .errors import Interrupted, ModelError
+from .files import packs_folder
+
+if TYPE_CHECKING:
+    from .model import Model
+    from .session import Voice
+    from .vectors import EmotionVectors
+
+
+@dataclass(frozen=True)
+class Available:
+    """A model on this machine. ``packs`` are the packs made for it; ``problem`` is why it cannot be used."""
+
+    name: str
+    path: Path
+    bytes: int
+    quantization: str = ""
+    packs: tuple[Path, ...] = ()
+    problem: str | None = None
+
+
+def available() -> list[Available]:
+    """The embedded model and those in the Hugging Face cache. Reads headers only; nothing is loaded."""
+    from .model import find_packs
+    from .models import identify, local_models, quantization
+
+    found = []
+    for name, path, size in local_models():
+        try:
+            identity, config = identify(str(path))
+        except ModelError as error:
+            found.append(Available(name, path, size, problem=str(error)))
+        else:
+            found.append(Available(name, path, size, quantization(config), tuple(find_packs(identity))))
+    return found
+
+
+@dataclass(frozen=True)
+class Step:
+    """How far the making of a pack is: ``done`` of ``total`` in ``stage`` (``extracting`` or ``calibrating``).
+
+    ``began`` is what an earlier, interrupted run had done already.
+    """
+
+    stage: str
+    done: int
+    total: int
+    began: int = 0
+    note: str = ""
+
+
+def make_pack(
+    model: Model,
+    limit: int | None = None,
+    progress: Callable[[Step], None] | None = None,
+    stopped: Callable[[], bool] = lambda: False,
+    batch_size: int = 16,
+    max_tokens: int = 128,
+) -> EmotionVectors:
+    """Extract a pack for ``model`` with at most ``limit`` queries an emotion, calibrate it, save and use it.
+
+    Goes on with an earlier run of the same settings. Raises ``Interrupted`` when ``stopped`` says so; stopped
+    while calibrating, the pack is already there and in use, with scale 1 for intensity 1.0.
+    """
+    from .calibration import Calibration
+    from .extraction import Extraction, Plan, Progress
+
+    plan = Plan.make(limit=limit, max_tokens=max_tokens)
+    path = packs_folder() / f"{model.id.replace('/', '--')}-{model.site}.safetensors"
+    tell = progress or (lambda _: None)
+
+    def extract(voice: Voice) -> EmotionVectors:
+        extraction = Extraction(voice, plan, batch_size)
+        began = extraction.resumed
+
+        def report(p: Progress) -> None:
+            tell(Step("extracting", p.done, p.total, began, f"{p.tokens} tokens"))
+
+        tell(Step("extracting", began, plan.total, began))
+        pack = extraction.run(report, stopped)
+        pack.save(path)
+        extraction.forget()
+        return pack
+
+    pack: EmotionVectors = model.run(extract)
+    model.use(pack)
+    if stopped():
+        raise Interrupted("stopped before calibration; the pack is in use, with scale 1 for intensity 1.0")
+
+    def calibrate(voice: Voice) -> None:
+        run = Calibration(voice, pack, seed=0, stopped=stopped)
+        run.run(lambda done, total, note="": tell(Step("calibrating", done, total, note=note)))
+        pack.save(path)
+
+    model.run(calibrate)
+    model.use(pack)
+    return pack

@@ -1,0 +1,489 @@
+"""Conversations on disk: one SQLite file, written as things happen.
+
+The user's message is stored before the model starts, and a reply is stored while it grows, so that a
+killed process loses at most the last half second. An edited message and every reply that was made
+again stay in the file; only what was chosen is the conversation. May be used from any thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+import threading
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+from .errors import StoreError
+from .files import atomic_write, conversations_folder
+
+FORMAT = "mlx-emotion conversation"
+FORMAT_VERSION = 1
+WRITING = "writing"
+STATES = (WRITING, "stop", "length", "cancelled", "loop", "failed")
+UNDO_DAYS = 7
+"""How long a deleted conversation can be brought back."""
+TITLE_LENGTH = 60
+MAX_IMPORT = 256 << 20
+
+Timeline = tuple[tuple[int, str], ...]
+
+
+class Conflict(StoreError):
+    """Another window has gone on with this conversation; what it wrote is kept."""
+
+
+def now() -> str:
+    """The time as it is stored: ISO 8601, UTC, seconds."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def new_id() -> str:
+    return uuid.uuid4().hex
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One reply. ``state`` is ``writing`` (or cut off, if nothing writes it any more), or how it ended.
+
+    ``timeline`` are (index of the first token, feeling); ``model`` and ``pack`` are ids, ``fingerprint``
+    the model's.
+    """
+
+    text: str = ""
+    state: str = WRITING
+    feeling: str = "neutral"
+    timeline: Timeline = ()
+    seed: int | None = None
+    model: str = ""
+    fingerprint: str = ""
+    pack: str | None = None
+    guard: bool = False
+    tokens: int = 0
+    tokens_per_second: float = 0.0
+    error: str | None = None
+    created: str = field(default_factory=now)
+    id: str = field(default_factory=new_id)
+
+    @property
+    def partial(self) -> bool:
+        """Whether the text is not all that would have been said."""
+        return self.state in (WRITING, "cancelled", "failed")
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """A message and the replies made to it; ``chosen`` is the id of the one that counts."""
+
+    user: str
+    replies: tuple[Reply, ...] = ()
+    chosen: str | None = None
+    created: str = field(default_factory=now)
+    id: str = field(default_factory=new_id)
+
+    @property
+    def reply(self) -> Reply | None:
+        """The reply that counts."""
+        return next((r for r in self.replies if r.id == self.chosen), None)
+
+    def with_reply(self, reply: Reply) -> Exchange:
+        """The same exchange with ``reply`` added, or in the place of its older self, and chosen."""
+        others = {r.id: r for r in self.replies} | {reply.id: reply}
+        return replace(self, replies=tuple(others.values()), chosen=reply.id)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A conversation as a list shows it. ``exchanges`` counts messages sent."""
+
+    id: str
+    title: str
+    model: str
+    created: str
+    updated: str
+    exchanges: int
+
+
+def _schema_1(db: sqlite3.Connection) -> None:
+    for statement in (
+        """CREATE TABLE conversations (
+            id TEXT PRIMARY KEY, title TEXT NOT NULL, model TEXT NOT NULL, created TEXT NOT NULL,
+            updated TEXT NOT NULL, deleted TEXT, revision INTEGER NOT NULL DEFAULT 0)""",
+        """CREATE TABLE exchanges (
+            id TEXT PRIMARY KEY, conversation TEXT NOT NULL REFERENCES conversations ON DELETE CASCADE,
+            position INTEGER NOT NULL, user TEXT NOT NULL, chosen TEXT, created TEXT NOT NULL, dropped TEXT)""",
+        "CREATE INDEX exchange_order ON exchanges (conversation, position)",
+        """CREATE TABLE replies (
+            id TEXT PRIMARY KEY, exchange TEXT NOT NULL REFERENCES exchanges ON DELETE CASCADE,
+            text TEXT NOT NULL, state TEXT NOT NULL, feeling TEXT NOT NULL, timeline TEXT NOT NULL,
+            seed INTEGER, model TEXT NOT NULL, fingerprint TEXT NOT NULL, pack TEXT, guard INTEGER NOT NULL,
+            tokens INTEGER NOT NULL, tokens_per_second REAL NOT NULL, error TEXT, created TEXT NOT NULL)""",
+        "CREATE INDEX reply_order ON replies (exchange)",
+        "CREATE TABLE notes (name TEXT PRIMARY KEY, value TEXT NOT NULL)",
+    ):
+        db.execute(statement)
+
+
+MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_schema_1,)
+"""Migration n brings a file from schema n to n + 1; the file's number is its ``user_version``."""
+
+
+class Store:
+    """The conversations in one file. ``aside`` is where a corrupt file was put, or ``None``.
+
+    Raises ``StoreError`` where the file cannot be opened or written.
+    """
+
+    def __init__(self, path: str | Path | None = None) -> None:
+        self.path = Path(path) if path is not None else conversations_folder() / "conversations.sqlite3"
+        self.aside: Path | None = None
+        self._lock = threading.RLock()
+        self._revisions: dict[str, int] = {}
+        try:
+            self._db = self._open()
+        except sqlite3.DatabaseError as error:
+            if isinstance(error, sqlite3.OperationalError):  # locked, no permission, no space: not corrupt
+                raise self._problem(error) from None
+            self.aside = self._put_aside()
+            try:
+                self._db = self._open()
+            except sqlite3.Error as second:
+                raise self._problem(second) from None
+        except OSError as error:
+            raise StoreError(f"cannot open {self.path}: {error.strerror or error}") from None
+
+    def _open(self) -> sqlite3.Connection:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        db = sqlite3.connect(self.path, timeout=3, check_same_thread=False, isolation_level=None)
+        db.row_factory = sqlite3.Row
+        try:
+            db.execute("PRAGMA journal_mode=WAL")
+            db.execute("PRAGMA foreign_keys=ON")
+            for (line,) in db.execute("PRAGMA quick_check(1)").fetchall():
+                if line != "ok":
+                    raise sqlite3.DatabaseError(line)
+            version = db.execute("PRAGMA user_version").fetchone()[0]
+            if version > len(MIGRATIONS):
+                raise StoreError(
+                    f"{self.path} is of schema {version}, this version reads {len(MIGRATIONS)}; update mlx-emotion"
+                )
+            for number in range(version, len(MIGRATIONS)):
+                db.execute("BEGIN IMMEDIATE")
+                if db.execute("PRAGMA user_version").fetchone()[0] == number:  # no other window was faster
+                    MIGRATIONS[number](db)
+                    db.execute(f"PRAGMA user_version={number + 1}")
+                db.execute("COMMIT")
+            limit = datetime.now(timezone.utc) - timedelta(days=UNDO_DAYS)
+            db.execute("DELETE FROM conversations WHERE deleted < ?", (limit.isoformat(timespec="seconds"),))
+        except BaseException:
+            db.close()
+            raise
+        return db
+
+    def _put_aside(self) -> Path:
+        stamp = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
+        aside = self.path.with_name(f"{self.path.stem}-corrupt-{stamp}{self.path.suffix}")
+        count = 1
+        while aside.exists():
+            count += 1
+            aside = aside.with_name(f"{self.path.stem}-corrupt-{stamp}-{count}{self.path.suffix}")
+        for ending in ("", "-wal", "-shm"):
+            with contextlib.suppress(FileNotFoundError):
+                Path(f"{self.path}{ending}").rename(f"{aside}{ending}")
+        return aside
+
+    def _problem(self, error: Exception) -> StoreError:
+        return StoreError(f"conversations in {self.path}: {error}")
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._lock:
+            try:
+                self._db.execute("BEGIN IMMEDIATE")
+                try:
+                    yield self._db
+                    self._db.execute("COMMIT")
+                except BaseException:
+                    with contextlib.suppress(sqlite3.Error):  # a full disk has rolled back already
+                        self._db.execute("ROLLBACK")
+                    raise
+            except sqlite3.Error as error:
+                raise self._problem(error) from None
+
+    def _read(self, query: str, values: Iterable[Any] = ()) -> list[sqlite3.Row]:
+        with self._lock:
+            try:
+                return self._db.execute(query, tuple(values)).fetchall()
+            except sqlite3.Error as error:
+                raise self._problem(error) from None
+
+    def close(self) -> None:
+        with self._lock:
+            self._db.close()
+
+    # Conversations.
+
+    def conversations(self, deleted: bool = False) -> list[Summary]:
+        """All conversations, or those deleted lately, the latest first."""
+        rows = self._read(
+            "SELECT id, title, model, created, updated, (SELECT count(*) FROM exchanges e WHERE "
+            "e.conversation = c.id AND e.dropped IS NULL) AS exchanges FROM conversations c "
+            f"WHERE deleted IS {'NOT ' if deleted else ''}NULL ORDER BY updated DESC, rowid DESC"
+        )
+        return [Summary(**dict(r)) for r in rows]
+
+    def find(self, which: str | None = None) -> Summary:
+        """The conversation whose id begins with ``which`` or whose title is ``which``; the latest without one."""
+        found = self.conversations()
+        if which is not None:
+            found = [c for c in found if c.title == which] or [c for c in found if c.id.startswith(which)]
+        if not found:
+            raise StoreError(
+                f"no conversation {which!r}; `mlx-emotion history` lists them" if which else "no conversation yet"
+            )
+        if which is not None and len(found) > 1:
+            raise StoreError(f"{which!r} means {len(found)} conversations; give more of the id")
+        return found[0]
+
+    def exchanges(self, conversation: str) -> list[Exchange]:
+        """All of a conversation, oldest first; from here on, what another window adds is a ``Conflict``."""
+        with self._lock:
+            row = self._read("SELECT revision FROM conversations WHERE id = ?", (conversation,))
+            if not row:
+                raise StoreError(f"no conversation {conversation!r}; it may have been deleted in another window")
+            self._revisions[conversation] = row[0]["revision"]
+            rows = self._read(
+                "SELECT * FROM exchanges WHERE conversation = ? AND dropped IS NULL ORDER BY position, rowid",
+                (conversation,),
+            )
+            replies: dict[str, list[Reply]] = {r["id"]: [] for r in rows}
+            for r in self._read(
+                "SELECT r.* FROM replies r JOIN exchanges e ON r.exchange = e.id "
+                "WHERE e.conversation = ? AND e.dropped IS NULL ORDER BY r.rowid",
+                (conversation,),
+            ):
+                values = dict(r)
+                exchange = values.pop("exchange")
+                values["timeline"] = tuple((i, f) for i, f in json.loads(values["timeline"]))
+                replies[exchange].append(Reply(**values | {"guard": bool(values["guard"])}))
+        return [
+            Exchange(r["user"], tuple(replies[r["id"]]), r["chosen"], created=r["created"], id=r["id"]) for r in rows
+        ]
+
+    def create(self, model: str, title: str = "") -> str:
+        """A new, empty conversation; returns its id. Without a title it takes the first message's beginning."""
+        id_ = new_id()
+        with self._transaction() as db:
+            db.execute(
+                "INSERT INTO conversations (id, title, model, created, updated) VALUES (?, ?, ?, ?, ?)",
+                (id_, title, model, now(), now()),
+            )
+        self._revisions[id_] = 0
+        return id_
+
+    def rename(self, conversation: str, title: str) -> None:
+        """Raises ``StoreError`` for an empty title."""
+        if not title.strip():
+            raise StoreError("a conversation's title cannot be empty")
+        with self._transaction() as db:
+            db.execute("UPDATE conversations SET title = ? WHERE id = ?", (_title(title), conversation))
+
+    def delete(self, conversation: str) -> None:
+        """Take it off the list; ``undelete`` brings it back for a week."""
+        with self._transaction() as db:
+            db.execute("UPDATE conversations SET deleted = ? WHERE id = ?", (now(), conversation))
+
+    def undelete(self, conversation: str) -> None:
+        with self._transaction() as db:
+            db.execute("UPDATE conversations SET deleted = NULL WHERE id = ?", (conversation,))
+
+    # Exchanges and replies.
+
+    def add(self, conversation: str, exchange: Exchange) -> None:
+        """Append an exchange with what replies it has. Raises ``Conflict`` when another window did so first."""
+        with self._transaction() as db:
+            self._advance(db, conversation)
+            self._insert(db, conversation, exchange)
+
+    def drop(self, conversation: str, exchange: Exchange) -> None:
+        """Take an exchange out of the conversation: its message is being edited. It stays in the file."""
+        with self._transaction() as db:
+            self._advance(db, conversation)
+            db.execute("UPDATE exchanges SET dropped = ? WHERE id = ?", (now(), exchange.id))
+
+    def save_reply(self, exchange: Exchange, reply: Reply) -> None:
+        """Write ``reply`` of ``exchange``, new or grown, and choose it."""
+        with self._transaction() as db:
+            self._put_reply(db, exchange.id, reply)
+            db.execute("UPDATE exchanges SET chosen = ? WHERE id = ?", (reply.id, exchange.id))
+
+    def fork(self, model: str, title: str, exchanges: Iterable[Exchange]) -> str:
+        """A new conversation with copies of ``exchanges``; returns its id."""
+        id_ = self.create(model, _title(title))
+        with self._transaction() as db:
+            for exchange in exchanges:
+                self._insert(db, id_, _renewed(exchange))
+        return id_
+
+    def _advance(self, db: sqlite3.Connection, conversation: str) -> None:
+        known = self._revisions.get(conversation, 0)
+        done = db.execute(
+            "UPDATE conversations SET revision = revision + 1, updated = ? WHERE id = ? AND revision = ?",
+            (now(), conversation, known),
+        )
+        if not done.rowcount:
+            raise Conflict("this conversation was changed in another window")
+        self._revisions[conversation] = known + 1
+
+    def _insert(self, db: sqlite3.Connection, conversation: str, exchange: Exchange) -> None:
+        db.execute(
+            "INSERT INTO exchanges (id, conversation, position, user, chosen, created) VALUES (?, ?, "
+            "(SELECT coalesce(max(position), -1) + 1 FROM exchanges WHERE conversation = ?), ?, ?, ?)",
+            (exchange.id, conversation, conversation, exchange.user, exchange.chosen, exchange.created),
+        )
+        for reply in exchange.replies:
+            self._put_reply(db, exchange.id, reply)
+        db.execute(
+            "UPDATE conversations SET title = ? WHERE id = ? AND title = ''", (_title(exchange.user), conversation)
+        )
+
+    def _put_reply(self, db: sqlite3.Connection, exchange: str, reply: Reply) -> None:
+        values = asdict(reply) | {"exchange": exchange, "timeline": json.dumps(reply.timeline)}
+        names = ", ".join(values)
+        changes = ", ".join(f"{n} = excluded.{n}" for n in values if n not in ("id", "exchange", "created"))
+        db.execute(
+            f"INSERT INTO replies ({names}) VALUES ({', '.join(':' + n for n in values)}) "
+            f"ON CONFLICT (id) DO UPDATE SET {changes}",
+            values,
+        )
+
+    # Notes: small facts about the user, such as having seen the welcome.
+
+    def note(self, name: str) -> str | None:
+        rows = self._read("SELECT value FROM notes WHERE name = ?", (name,))
+        return rows[0]["value"] if rows else None
+
+    def set_note(self, name: str, value: str) -> None:
+        with self._transaction() as db:
+            db.execute("INSERT OR REPLACE INTO notes VALUES (?, ?)", (name, value))
+
+    # Export and import.
+
+    def export(self, conversation: str) -> dict[str, Any]:
+        """The conversation as an object for JSON; ``import_`` reads it back."""
+        (row,) = self._read("SELECT * FROM conversations WHERE id = ?", (conversation,)) or [None]
+        if row is None:
+            raise StoreError(f"no conversation {conversation!r}")
+        head = {n: row[n] for n in ("title", "model", "created", "updated")}
+        exchanges = [asdict(e) for e in self.exchanges(conversation)]
+        return {"format": FORMAT, "version": FORMAT_VERSION, **head, "exchanges": exchanges}
+
+    def import_(self, data: Any) -> str:
+        """Store what ``export`` made as a new conversation; returns its id. Raises ``StoreError``."""
+        title, model, exchanges = _checked(data)
+        return self.fork(model, title or (exchanges[0].user if exchanges else "imported"), exchanges)
+
+    def import_file(self, path: str | Path) -> str:
+        """``import_`` of a JSON file."""
+        path = Path(path)
+        try:
+            if path.stat().st_size > MAX_IMPORT:
+                raise StoreError(f"{path}: larger than {MAX_IMPORT >> 20} MiB; this is not a conversation")
+            data = json.loads(path.read_bytes())
+        except OSError as error:
+            raise StoreError(f"{path}: {error.strerror or error}") from None
+        except (ValueError, RecursionError) as error:
+            raise StoreError(f"{path}: not JSON: {error}") from None
+        try:
+            return self.import_(data)
+        except StoreError as error:
+            raise StoreError(f"{path}: {error}") from None
+
+
+def markdown(data: dict[str, Any]) -> str:
+    """An exported conversation as Markdown."""
+    lines = [f"# {data['title']}", "", f"{data['model']}, {data['created']}", ""]
+    for exchange in data["exchanges"]:
+        lines += ["**You**", "", exchange["user"], ""]
+        for reply in exchange["replies"]:
+            if reply["id"] == exchange["chosen"]:
+                felt = [f for _, f in reply["timeline"]] or [reply["feeling"]]
+                mark = " (not finished)" if reply["state"] in (WRITING, "cancelled", "failed") else ""
+                lines += [f"**{data['model']}**, {' → '.join(felt)}{mark}", "", reply["text"], ""]
+    return "\n".join(lines)
+
+
+def _title(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= TITLE_LENGTH else f"{line[: TITLE_LENGTH - 1].rstrip()}…"
+
+
+def _renewed(exchange: Exchange) -> Exchange:
+    """A copy with ids of its own."""
+    ids = {r.id: new_id() for r in exchange.replies}
+    return replace(
+        exchange,
+        id=new_id(),
+        replies=tuple(replace(r, id=ids[r.id]) for r in exchange.replies),
+        chosen=ids.get(exchange.chosen or ""),
+    )
+
+
+_REPLY_KINDS: dict[str, Any] = {
+    "text": str, "state": str, "feeling": str, "timeline": list, "seed": (int, type(None)), "model": str,
+    "fingerprint": str, "pack": (str, type(None)), "guard": bool, "tokens": int, "tokens_per_second": (int, float),
+    "error": (str, type(None)), "created": str, "id": str,
+}  # fmt: skip
+
+
+def _fields(what: str, value: Any, kinds: dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise StoreError(f"{what} is not an object")
+    for name, kind in kinds.items():
+        if name not in value:
+            raise StoreError(f"{what} has no {name!r}")
+        if not isinstance(value[name], kind):
+            raise StoreError(f"{name!r} of {what} is {type(value[name]).__name__}")
+    return {name: value[name] for name in kinds}
+
+
+def _checked(data: Any) -> tuple[str, str, list[Exchange]]:
+    head = _fields("the file", data, {"format": str, "version": int, "title": str, "model": str, "exchanges": list})
+    if head["format"] != FORMAT or head["version"] != FORMAT_VERSION:
+        raise StoreError(f"wanted {FORMAT!r} version {FORMAT_VERSION}, found {head['format']!r} {head['version']}")
+    exchanges = []
+    for n, entry in enumerate(head["exchanges"]):
+        kinds = {"user": str, "replies": list, "chosen": (str, type(None)), "created": str, "id": str}
+        values = _fields(f"exchange {n}", entry, kinds)
+        replies = []
+        for m, item in enumerate(values["replies"]):
+            what = f"reply {m} of exchange {n}"
+            reply = _fields(what, item, _REPLY_KINDS)
+            if reply["state"] not in STATES:
+                raise StoreError(f"state of {what} is {reply['state']!r}, wanted one of {', '.join(STATES)}")
+            steps = reply["timeline"]
+            if any(not (isinstance(s, list | tuple) and list(map(type, s)) == [int, str]) for s in steps):
+                raise StoreError(f"timeline of {what} must be pairs of a token index and a feeling")
+            replies.append(Reply(**reply | {"timeline": tuple((i, f) for i, f in steps)}))
+        exchanges.append(Exchange(**values | {"replies": tuple(replies)}))
+    return head["title"], head["model"], exchanges
+
+
+def export_file(store: Store, conversation: str, target: Path, kind: str = "md") -> Path:
+    """Write a conversation as ``md`` or ``json`` to a file, or into a folder under a free name; returns the path."""
+    data = store.export(conversation)
+    text = markdown(data) if kind == "md" else json.dumps(data, ensure_ascii=False, indent=1) + "\n"
+    if target.is_dir():
+        stem = "".join(c if c.isalnum() else "-" for c in data["title"].lower()).strip("-")[:40] or "conversation"
+        folder, count = target, 1
+        target = folder / f"{stem}.{kind}"
+        while target.exists():
+            count += 1
+            target = folder / f"{stem}-{count}.{kind}"
+    with atomic_write(target, StoreError) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return target

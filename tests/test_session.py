@@ -1,0 +1,230 @@
+"""Conversations on a tiny random model: cache, change of feeling, history, guard, stop, seeds."""
+
+import numpy as np
+import pytest
+
+import mlx_emotion
+from mlx_emotion.errors import MLXEmotionError, PackError, UsageError
+from mlx_emotion.events import Done, FeelingChanged, GuardTripped, Token
+from mlx_emotion.vectors import EmotionVectors, PackInfo
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model_path):
+    model = mlx_emotion.load(str(tiny_model_path))
+    rng = np.random.default_rng(3)
+    identity = model.identity
+    vectors = {n: rng.standard_normal((identity.layers, identity.width)) * 0.25 for n in ("fear", "joy")}
+    info = PackInfo(identity, "attention", {n: {"instructions": [], "count": 1, "scale": 2.0} for n in vectors})
+    model.use(EmotionVectors(vectors, info))
+    return model
+
+
+def say(chat, text, **options):
+    events = list(chat.stream(text, **options))
+    assert isinstance(events[-1], Done)
+    assert "".join(e.text for e in events if isinstance(e, Token)).strip() == events[-1].text
+    return events
+
+
+def test_same_seed_same_text_other_seed_other_text(model):
+    one, two = (model.generate("hello", "fear", seed=5, max_tokens=20) for _ in range(2))
+    assert one.text == two.text
+    assert one.seed == 5
+    assert model.generate("hello", "fear", seed=6, max_tokens=20).text != one.text
+    fresh = model.generate("hello", max_tokens=2)
+    assert model.generate("hello", max_tokens=2).seed != fresh.seed
+
+
+def test_the_feeling_acts_and_scale_replaces_intensity(model):
+    plain = model.generate("hello", temperature=0, max_tokens=20)
+    fear = model.generate("hello", "fear", temperature=0, max_tokens=20)
+    assert fear.text != plain.text
+    assert fear.scale == {"fear": 2.0}
+    assert model.generate("hello", "fear", scale=2.0, temperature=0, max_tokens=20).text == fear.text
+    assert model.generate("hello", "fear", scale=0.0, temperature=0, max_tokens=20).text == plain.text
+    assert model.generate("hello", "fear:0.5", scale=3.0, max_tokens=1).scale == {"fear": 1.5}
+
+
+def test_the_next_turn_computes_only_what_is_new(model):
+    chat = model.chat("fear", max_tokens=8)
+    first = say(chat, "hello there", seed=1)[-1]
+    second = say(chat, "and again", seed=1)[-1]
+    assert first.prefilled == first.prompt_tokens
+    assert second.prefilled <= second.prompt_tokens - first.prompt_tokens - first.tokens + 1
+
+
+def test_a_change_of_feeling_prefills_nothing_with_keep(model):
+    same, other = model.chat("fear", max_tokens=8), model.chat("fear", max_tokens=8)
+    for chat in (same, other):
+        say(chat, "hello there", seed=1)
+    other.feel("joy")
+    a, b = say(same, "and again", seed=1)[-1], say(other, "and again", seed=1)[-1]
+    assert a.prefilled == b.prefilled < b.prompt_tokens
+    assert b.feeling == "joy"
+
+
+def test_a_change_is_visible_two_tokens_later(model):
+    """Up to one token after the change the reply is the old one; from the second on it can differ."""
+    plain = model.generate("hello", temperature=0, max_tokens=30).text
+    at = 10
+    chat = model.chat(temperature=0, max_tokens=30)
+    tokens, changed = [], None
+    for event in chat.stream("hello"):
+        if isinstance(event, Token):
+            tokens.append(event.text)
+            if event.index == at - 1:
+                chat.feel({"fear": 1.5, "joy": 1.5})
+        elif isinstance(event, FeelingChanged):
+            changed = event
+    assert changed is not None
+    assert changed.index in (at, at + 1)
+    reference = []
+    other = model.chat(temperature=0, max_tokens=30)
+    reference = [e.text for e in other.stream("hello") if isinstance(e, Token)]
+    assert "".join(reference).strip() == plain
+    assert tokens[: at + 1] == reference[: at + 1]
+    assert tokens[at + 1 : at + 8] != reference[at + 1 : at + 8]
+
+
+def test_refeel_is_as_if_it_had_been_felt_all_along(model):
+    """After refeel, the next reply equals that of a conversation with the same text under the new feeling."""
+    refelt = model.chat("fear", history="refeel", temperature=0, max_tokens=10)
+    say(refelt, "hello there")
+    refelt.feel("joy")
+    reply = say(refelt, "and again")[-1]
+    assert reply.prefilled == reply.prompt_tokens
+
+    kept = model.chat("fear", history="keep", temperature=0, max_tokens=10)
+    say(kept, "hello there")
+    kept.feel("joy")
+    assert say(kept, "and again")[-1].prefilled < reply.prefilled
+
+    # The same text, computed under joy alone from the start.
+    twin = model.chat("joy", history="refeel", temperature=0, max_tokens=10)
+    turns = refelt._session.turns
+    say(twin, "hello there")
+    twin._session.turns[0].raw, twin._session.turns[0].tokens = turns[0].raw, list(turns[0].tokens)
+    twin._session.turns[0].ended = turns[0].ended
+    twin._session._forget_cache()
+    assert say(twin, "and again")[-1].text == reply.text
+
+
+def test_again_answers_the_same_message(model):
+    chat = model.chat(max_tokens=10, temperature=0)
+    one = say(chat, "hello")[-1]
+    again = list(chat.again())[-1]
+    assert again.text == one.text
+    assert again.prefilled == 1
+    other = list(chat.again("fear:1.5"))[-1]
+    assert other.text != one.text
+    assert other.text == model.generate("hello", "fear:1.5", temperature=0, max_tokens=10).text
+    assert [m["role"] for m in chat.messages] == ["user", "assistant"]
+    with pytest.raises(UsageError, match="nothing to answer again"):
+        list(model.chat().again())
+
+
+@pytest.mark.parametrize("positions", ["response", "all"])
+def test_again_equals_a_fresh_reply_in_a_long_conversation(model, positions):
+    def talk(feeling_of_last, redo):
+        chat = model.chat("fear", positions=positions, temperature=0, max_tokens=6)
+        say(chat, "hello there")
+        chat.feel("joy" if redo else feeling_of_last)
+        last = say(chat, "what now")[-1]
+        return list(chat.again(feeling_of_last))[-1] if redo else last
+
+    assert talk("fear:0.5", True).text == talk("fear:0.5", False).text
+
+
+def test_stop_keeps_what_came_and_the_conversation_goes_on(model):
+    chat = model.chat(max_tokens=200)
+    text = ""
+    done = None
+    for event in chat.stream("hello"):
+        if isinstance(event, Token):
+            text += event.text
+            if event.index == 4:
+                chat.stop()
+        elif isinstance(event, Done):
+            done = event
+    assert done.finish_reason == "cancelled"
+    assert done.tokens < 200
+    assert done.text == text.strip()
+    assert chat.messages[-1]["content"] == done.text
+    assert say(chat, "next", seed=1)[-1].finish_reason in ("stop", "length")
+
+
+def test_a_reader_that_leaves_ends_the_reply(model):
+    chat = model.chat(max_tokens=100_000, system="x")
+    stream = chat.stream("hello")
+    next(stream)
+    stream.close()
+    assert model.generate("the engine is free", max_tokens=2).tokens <= 2
+
+
+def test_the_guard_weakens_and_then_ends_a_loop(model, monkeypatch):
+    """A vector strong enough to pin the model to one token trips the guard, again and again, to the end."""
+    looping = model.chat({"fear": 1.5, "joy": 1.5}, scale=60.0, temperature=0, max_tokens=200)
+    events = list(looping.stream("hello"))
+    trips = [e for e in events if isinstance(e, GuardTripped)]
+    assert [t.factor for t in trips] == [0.5, 0.25, 0.125][: len(trips)]
+    assert trips
+    assert events[-1].guard
+    free = model.chat({"fear": 1.5, "joy": 1.5}, scale=60.0, temperature=0, max_tokens=60, guard=False)
+    done = list(free.stream("hello"))[-1]
+    assert not done.guard
+    assert done.tokens == 60 or done.finish_reason == "stop"
+
+
+def test_old_turns_leave_when_the_context_is_full(model):
+    chat = model.chat(max_tokens=20)
+    longest = 0
+    for n in range(12):
+        done = say(chat, f"message number {n} with quite some text in it, to fill the window", seed=n)[-1]
+        longest = max(longest, done.prompt_tokens)
+    assert longest <= model._voice.loaded.context
+    assert len(chat.messages) == 24
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"temperature": -1}, "temperature is -1"),
+        ({"top_p": 0}, "top-p is 0"),
+        ({"max_tokens": 0}, "max-tokens is 0"),
+        ({"positions": "some"}, "unknown positions 'some'"),
+        ({"history": "lose"}, "unknown history 'lose'"),
+        ({"heat": 1}, "unknown option heat: known are temperature"),
+        ({"scale": float("nan")}, "scale is nan"),
+    ],
+)
+def test_wrong_options(model, options, says):
+    with pytest.raises(UsageError, match=says):
+        model.chat(**options)
+
+
+def test_wrong_feelings_and_messages(model):
+    with pytest.raises(UsageError, match="unknown emotion 'anger'.*known are fear, joy"):
+        model.chat("anger")
+    with pytest.raises(UsageError, match="the message is empty"):
+        model.generate("  ")
+
+
+def test_a_pack_of_another_model_is_refused_unless_forced(model, tiny_model_path, tmp_path):
+    pack = model.vectors
+    identity = type(pack.info.model)(**{**vars(pack.info.model), "fingerprint": "0" * 32})
+    other = EmotionVectors(dict(pack), PackInfo(identity, "attention", pack.info.emotions))
+    path = other.save(tmp_path / "other.safetensors")
+    with pytest.raises(PackError, match="fingerprint: pack 000.*--force"):
+        mlx_emotion.load(str(tiny_model_path), vectors=path)
+    forced = mlx_emotion.load(str(tiny_model_path), vectors=path, force=True)
+    assert forced.emotions == ["fear", "joy"]
+    with pytest.raises(PackError, match="site: pack attention, asked residual"):
+        mlx_emotion.load(str(tiny_model_path), vectors=path, site="residual")
+
+
+def test_without_a_pack_only_neutral_works(tiny_model_path):
+    model = mlx_emotion.load(str(tiny_model_path), site="residual")
+    assert model.generate("hello", max_tokens=3).tokens
+    with pytest.raises(MLXEmotionError, match="no emotion vectors .*mlx-emotion extract"):
+        model.generate("hello", "fear")

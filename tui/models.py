@@ -1,0 +1,183 @@
+"""Models and packs: load another model, extract the emotions of one that has no pack."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from rich.text import Text
+from textual import work
+from textual.app import ComposeResult
+from textual.binding import Binding
+from textual.containers import Vertical
+from textual.widgets import OptionList, ProgressBar, Static
+from textual.widgets.option_list import Option
+
+import mlx_emotion
+from mlx_emotion import MLXEmotionError, Step
+
+from .dialogs import Dialog
+from .looks import readable_bytes
+
+if TYPE_CHECKING:
+    from .app import EmotionApp
+
+QUICK = 20
+"""Queries an emotion in a quick extraction; a full one uses all of the shipped set."""
+
+
+class ModelsDialog(Dialog):
+    """The models on this machine. Enter loads; q and f extract a pack for the model that is loaded."""
+
+    BINDINGS = [
+        Binding("q", "extract(True)", "Quick pack"),
+        Binding("f", "extract(False)", "Full pack"),
+        Binding("x", "cancel", "Cancel loading"),
+    ]
+
+    def compose(self) -> ComposeResult:
+        with Vertical():
+            yield Static("Models", classes="heading")
+            yield OptionList(id="list")
+            yield Static("", id="state", markup=False)
+            yield ProgressBar(id="progress", show_eta=False)
+            yield Static("looking…", id="hint", classes="hint", markup=False)
+
+    @property
+    def emotion_app(self) -> EmotionApp:
+        return cast("EmotionApp", self.app)
+
+    def on_mount(self) -> None:
+        self.query_one(ProgressBar).display = False
+        self.query_one("#list").focus()
+        self._stop: threading.Event | None = None
+        self._began = (0.0, 0, "")
+        self._look()
+        self._show_state()
+        self.set_interval(0.5, self._show_state)
+
+    @work(thread=True, group="models", exit_on_error=False)
+    def _look(self) -> None:
+        try:
+            found = mlx_emotion.available()
+        except MLXEmotionError as error:
+            self.app.call_from_thread(self._tell, str(error))
+            return
+        self.app.call_from_thread(self._fill, found)
+
+    def _fill(self, found: list) -> None:
+        options = self.query_one("#list", OptionList)
+        options.clear_options()
+        for m in found:
+            line = Text(no_wrap=True, overflow="ellipsis")
+            line.append(m.name, "bold" if m.problem is None else "dim")
+            line.append(f"  {readable_bytes(m.bytes)}", "dim")
+            if m.problem is not None:
+                line.append(f"  {m.problem}", "italic")
+            else:
+                line.append(f" · {m.quantization}", "dim")
+                line.append("  has a pack" if m.packs else "  no pack yet", "" if m.packs else "italic")
+            # The id of a Hugging Face model is its address; a folder's own name may be anybody's.
+            options.add_option(Option(line, id=m.name, disabled=m.problem is not None))
+        self._tell(
+            f"Enter loads · q extracts a quick pack for the loaded model ({QUICK} queries an emotion) · f a full one · "
+            "x cancels a load · Esc stops or closes"
+        )
+
+    def _tell(self, text: str) -> None:
+        self.query_one("#hint", Static).update(text)
+
+    def _show_state(self) -> None:
+        app = self.emotion_app
+        if app._loading_since is not None:
+            state = f"loading {app.model_name or 'the model'}… {time.monotonic() - app._loading_since:.0f} s"
+        elif app.model is not None:
+            pack = app.model.vectors.path if app.model.vectors is not None else None
+            state = f"in use: {app.model.id}, " + (f"pack {Path(pack).stem}" if pack else "no pack")
+        else:
+            state = "no model is loaded"
+        if self._stop is None:
+            self.query_one("#state", Static).update(state)
+
+    def on_option_list_option_selected(self, message: OptionList.OptionSelected) -> None:
+        if self._stop is not None:
+            self._tell("An extraction is under way; Esc stops it.")
+            return
+        self.emotion_app.load_model(message.option.id)
+        self._show_state()
+
+    def action_cancel(self) -> None:
+        self.emotion_app.cancel_loading()
+        self._show_state()
+
+    def action_extract(self, quick: bool) -> None:
+        app = self.emotion_app
+        if app.model is None or app._loading_since is not None:
+            self._tell("Load a model first.")
+        elif self._stop is None:
+            self._stop = threading.Event()
+            self._began = (time.monotonic(), 0, "")
+            bar = self.query_one(ProgressBar)
+            bar.display = True
+            bar.update(total=None, progress=0)
+            self._make(app.model, QUICK if quick else None, self._stop)
+
+    @work(thread=True, group="extract", exit_on_error=False)
+    def _make(self, model: mlx_emotion.Model, limit: int | None, stop: threading.Event) -> None:
+        painted = 0.0
+
+        def progress(step: Step) -> None:
+            nonlocal painted
+            now = time.monotonic()
+            if now - painted > 0.2 or step.done in (0, step.total):
+                painted = now
+                self.app.call_later(self._progress, step)
+
+        try:
+            mlx_emotion.make_pack(model, limit, progress, stop.is_set)
+            told = "The pack is made, calibrated and in use."
+        except MLXEmotionError as error:
+            told = str(error)
+        except Exception as error:  # the model's own code may raise anything
+            told = f"{type(error).__name__}: {error}"
+        self.app.call_later(self._made, told)
+
+    def _progress(self, step: Step) -> None:
+        if not self.is_mounted:
+            return
+        began, first, stage = self._began
+        if stage != step.stage:
+            began, first = time.monotonic(), step.done
+            self._began = (began, first, step.stage)
+        left = ""
+        if step.done > first:
+            seconds = (time.monotonic() - began) / (step.done - first) * (step.total - step.done)
+            left = f" · {seconds // 60:.0f} min {seconds % 60:.0f} s left"
+        going_on = f" · going on from {step.began}" if step.began else ""
+        self.query_one("#state", Static).update(
+            f"{step.stage}: {step.done} of {step.total} {step.note}{going_on}{left} · Esc stops, and keeps what is done"
+        )
+        self.query_one(ProgressBar).update(total=step.total, progress=step.done)
+
+    def _made(self, told: str) -> None:
+        if not self.is_mounted:
+            return
+        self._stop = None
+        self.query_one(ProgressBar).display = False
+        self._tell(told)
+        self.emotion_app.take_model()
+        self._show_state()
+        self._look()
+
+    def action_close(self) -> None:
+        if self._stop is not None:
+            self._stop.set()
+            self._tell("Stopping…")
+        else:
+            self.dismiss(None)
+
+    def on_unmount(self) -> None:
+        if self._stop is not None:
+            self._stop.set()

@@ -1,0 +1,81 @@
+"""One reply under way: read on a thread of its own, stored as it grows, handed over in batches."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from mlx_emotion import Done, Exchange, FeelingChanged, GuardTripped, MLXEmotionError, Reading, Reply, Store, Token
+
+SAVE_EVERY = 0.5
+"""Seconds between two writes of a growing reply."""
+
+Spoken = Token | FeelingChanged | GuardTripped | Reading | Done
+
+
+@dataclass(frozen=True)
+class Ended:
+    """The reply is over, well or not; ``unsaved`` says why it could not be stored."""
+
+    reply: Reply
+    unsaved: str | None = None
+
+
+class Speaking:
+    """Carries one reply from the model to the store and, through ``inbox``, to the screen."""
+
+    def __init__(self, events: Callable[[], Iterator[Spoken]], store: Store, exchange: Exchange, reply: Reply) -> None:
+        self.exchange, self.reply = exchange, reply
+        self.inbox: deque[Spoken | Ended] = deque()
+        self._events, self._store = events, store
+        self._unsaved: str | None = None
+
+    def run(self) -> None:
+        """Read it to its end. On a worker thread; never raises."""
+        reply, text, saved = self.reply, [], time.monotonic()
+        timeline = list(reply.timeline)
+        try:
+            for event in self._events():
+                self.inbox.append(event)
+                if isinstance(event, Token):
+                    text.append(event.text)
+                    if time.monotonic() - saved >= SAVE_EVERY:
+                        reply = replace(reply, text="".join(text), timeline=tuple(timeline), tokens=event.index + 1)
+                        self._save(reply)
+                        saved = time.monotonic()
+                elif isinstance(event, FeelingChanged):
+                    timeline.append((event.index, event.feeling))
+                elif isinstance(event, GuardTripped):
+                    reply = replace(reply, guard=True)
+                elif isinstance(event, Done):
+                    reply = finished(reply, event)
+        except Exception as error:  # whatever the model's own code raises; the app must go on
+            told = str(error) if isinstance(error, MLXEmotionError) else f"{type(error).__name__}: {error}"
+            line = next(iter(told.splitlines()), "") or type(error).__name__
+            reply = replace(reply, text="".join(text).strip(), timeline=tuple(timeline), state="failed", error=line)
+        self._save(reply)
+        self.inbox.append(Ended(reply, self._unsaved))
+
+    def _save(self, reply: Reply) -> None:
+        try:
+            self._store.save_reply(self.exchange, reply)
+            self._unsaved = None
+        except MLXEmotionError as error:
+            self._unsaved = str(error)
+
+
+def finished(reply: Reply, done: Done) -> Reply:
+    """``reply`` as it ended."""
+    return replace(
+        reply,
+        text=done.text,
+        state=done.finish_reason,
+        feeling=done.feeling,
+        timeline=done.timeline,
+        seed=done.seed,
+        guard=done.guard,
+        tokens=done.tokens,
+        tokens_per_second=round(done.tokens_per_second, 2),
+    )
