@@ -73,15 +73,17 @@ class Engine:
         return self.submit(work, *args, **kwargs).result()
 
     def stream(self, work: Callable[[], Iterator[T]], stop: threading.Event | None = None) -> Iterator[T]:
-        """Iterate on the thread and hand the items out here, as they come.
+        """Iterate on the thread and hand the items out here, one by one: the next is begun when it is asked for.
 
-        When the reader goes away (closes the iterator, or is interrupted), ``stop`` is set and the
+        So what the reader does between two items acts on the next one. (mlx-lm computes one token
+        ahead, so waiting for the reader leaves the device no idler.) When the reader goes away (closes the iterator, or is interrupted), ``stop`` is set and the
         thread's own iterator is closed at its next item. An exception there is raised here.
         """
         if self.inside:
             yield from work()
             return
         items: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        asked = threading.Semaphore(0)
         gone = threading.Event()
         done = threading.Event()
 
@@ -91,6 +93,7 @@ class Engine:
                 iterator = work()
                 for item in iterator:
                     items.put(item)
+                    asked.acquire()
                     if gone.is_set():
                         break
                 items.put(_END)
@@ -110,8 +113,10 @@ class Engine:
                 if isinstance(item, BaseException):
                     raise item
                 yield item
+                asked.release()
         finally:
             gone.set()
+            asked.release()
             if stop is not None:
                 stop.set()
             done.wait()

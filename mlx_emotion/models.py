@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 EMBEDDED = "embedded"
 """The name of the model that comes with the package."""
+
+LAYER_COUNTS = ("num_hidden_layers", "n_layer", "num_layers")
 
 # What mlx-lm fetches; a snapshot with these is complete for it.
 PATTERNS = [
@@ -61,7 +64,8 @@ def quantization(config: dict[str, Any]) -> str:
     q = config.get("quantization") or config.get("quantization_config") or {}
     if isinstance(q, dict) and q.get("bits"):
         mode = q.get("mode", "affine")
-        return f"{q['bits']}-bit" if mode == "affine" else str(mode)
+        mixed = " mixed" if any(isinstance(v, dict) and v.get("bits") != q["bits"] for v in q.values()) else ""
+        return f"{q['bits']}-bit{mixed}" if mode == "affine" else f"{mode}{mixed}"
     return str(config.get("torch_dtype") or config.get("dtype") or "unquantised")
 
 
@@ -161,9 +165,8 @@ def load_model(
     with _quiet():
         try:
             mark = fingerprint(path)
-            own = find_classes(load_config(path))
-            options = {"get_model_classes": lambda config: own} if own else {}
-            model, config = load_weights(path, trust_remote_code=trust_remote_code, **options)
+            own: Any = {"get_model_classes": find_classes} if find_classes(load_config(path)) else {}
+            model, config = load_weights(path, trust_remote_code=trust_remote_code, **own)
             if adapter is not None:
                 model = load_adapters(model, adapter)
                 model.eval()
@@ -176,12 +179,13 @@ def load_model(
         except ModelError:
             raise
         except Exception as error:  # mlx-lm, transformers and safetensors raise many kinds here
-            raise ModelError(f"cannot load {path}: {_first_line(error)}") from None
+            raise ModelError(f"cannot load {path}: {_wrong_layers(path) or _first_line(error)}") from None
     layers = getattr(model, "layers", None) or []
     text_config = config.get("text_config") or config
     width = text_config.get("hidden_size") or config.get("hidden_size") or config.get("n_embd") or 0
     identity = Identity(id_, revision_, mark, str(config.get("model_type")), len(layers), int(width))
-    return LoadedModel(model, tokenizer, config, path, identity, ChatTemplate(tokenizer, f"{id_} {config.get('_name_or_path', '')}"))
+    template = ChatTemplate(tokenizer, f"{id_} {config.get('_name_or_path', '')}")
+    return LoadedModel(model, tokenizer, config, path, identity, template)
 
 
 def identify(name: str | None = None) -> tuple[Identity, dict[str, Any]]:
@@ -222,6 +226,26 @@ def _size(path: Path) -> int:
     return sum(f.stat().st_size for f in path.glob("model*.safetensors"))
 
 
+def _wrong_layers(path: Path) -> str | None:
+    """How config and weights disagree about the number of layers, if they do."""
+    from safetensors import SafetensorError, safe_open
+
+    numbers: list[int] = []
+    try:
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        found = {name for name in LAYER_COUNTS if isinstance(config.get(name), int)}
+        for file in path.glob("model*.safetensors"):
+            with safe_open(file, "numpy") as tensors:
+                names = " ".join(tensors.keys())
+            numbers += [int(n) for n in re.findall(r"\b(?:layers|h|blocks)\.(\d+)\.", names)]
+    except (OSError, ValueError, AttributeError, SafetensorError):
+        return None  # broken in another way
+    for name in found:
+        if numbers and config[name] != max(numbers) + 1:
+            return f"config.json says {name} {config[name]}, the weights have {max(numbers) + 1} layers"
+    return None
+
+
 def _adapter_mark(path: Path) -> str:
     digest = hashlib.sha256()
     for file in sorted(path.glob("adapter*")):
@@ -231,7 +255,8 @@ def _adapter_mark(path: Path) -> str:
 
 def _first_line(error: BaseException) -> str:
     text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:300]
+    first, *more = text.splitlines()
+    return (f"{first} {more[0].strip()}" if first.rstrip().endswith(":") and more else first)[:300]
 
 
 @contextlib.contextmanager

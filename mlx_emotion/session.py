@@ -15,53 +15,18 @@ from .errors import MLXEmotionError, UsageError
 from .events import Done, Event, FeelingChanged, GuardTripped, Token
 from .guard import LoopDetector
 from .models import LoadedModel
-from .steering import POSITIONS, Dose, Row, SteerableModel, Taps
+from .options import Options
+from .steering import Dose, Row, SteerableModel, Taps
 from .vectors import EmotionVectors
 
 if TYPE_CHECKING:
     from .readout import Projector
 
-HISTORY = ("keep", "refeel")
 WEAKEST = 0.25
 """Once the guard has halved the dose to below this share and the reply still loops, it ends the reply."""
 
 Scales = tuple[tuple[str, float], ...]
 Span = tuple[int, int | None, Dose | None]
-
-
-@dataclass(frozen=True)
-class Options:
-    """How replies are made. Defaults are those of the authors' code for arXiv 2502.04075.
-
-    ``positions``: ``response`` steers the last prompt token and every generated one, ``all`` the prompt
-    too. ``history``: ``keep`` leaves what was said as it was felt when the feeling changes, ``refeel``
-    computes it again. ``scale`` replaces calibrated intensities by one raw multiplier. ``readout`` also
-    yields a ``Reading`` of every token.
-    """
-
-    temperature: float = 0.6
-    top_p: float = 0.9
-    max_tokens: int = 512
-    positions: str = "response"
-    history: str = "keep"
-    system: str | None = None
-    scale: float | None = None
-    guard: bool = True
-    readout: bool = False
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.temperature <= 10:
-            raise UsageError(f"temperature is {self.temperature:g}, wanted 0 to 10")
-        if not 0 < self.top_p <= 1:
-            raise UsageError(f"top-p is {self.top_p:g}, wanted more than 0 and at most 1")
-        if self.max_tokens < 1:
-            raise UsageError(f"max-tokens is {self.max_tokens}, wanted at least 1")
-        if self.positions not in POSITIONS:
-            raise UsageError(f"unknown positions {self.positions!r}: known are {', '.join(POSITIONS)}")
-        if self.history not in HISTORY:
-            raise UsageError(f"unknown history {self.history!r}: known are {', '.join(HISTORY)}")
-        if self.scale is not None and not -1000 <= self.scale <= 1000:
-            raise UsageError(f"scale is {self.scale:g}, wanted -1000 to 1000")
 
 
 @dataclass

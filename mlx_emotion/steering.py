@@ -21,7 +21,6 @@ from .errors import ModelError, UsageError
 from .layers import find_attention, find_layers
 
 SITES = ("attention", "residual")
-POSITIONS = ("response", "all")
 
 
 class Dose:
@@ -87,7 +86,7 @@ def _tapped(base: type) -> type:
     """The subclass of ``base`` whose calls go through the tap; one per base class."""
     if base not in _tapped_classes:
 
-        def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: N807
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
             output = base.__call__(self, *args, **kwargs)  # type: ignore[operator]
             state, layer = self._tap
             if isinstance(output, tuple):  # some layers also return masks, positions or shared states
@@ -140,7 +139,7 @@ class Taps:
         """Give every module its own class back. Harmless when done twice."""
         if self._active:
             for _, module in self._modules:
-                module.__class__ = type(module)._untapped
+                module.__class__ = type(module)._untapped  # type: ignore[attr-defined]
                 object.__delattr__(module, "_tap")
             self._active = False
 
@@ -190,15 +189,15 @@ class Taps:
         assert captured is not None
         silent = [i for i in self.layers if captured[i] is None]
         if silent:
-            raise ModelError(f"site {self.site} of layers {silent} is never reached; this model cannot be steered there")
+            raise ModelError(f"this model never calls site {self.site} of layers {silent}; it cannot be steered there")
         if not mx.array_equal(plain, same).item():
             raise ModelError(f"tapping site {self.site} changes this model's logits; it cannot be steered there")
-        norms = []
+        norms: list[float] = []
         for i in self.layers:
             output = captured[i]
             assert output is not None
             self.dtypes[i], self.width = output.dtype, output.shape[-1]
-            norms.append(mx.linalg.norm(output.astype(mx.float32), axis=-1).mean().item())
+            norms.append(float(mx.linalg.norm(output.astype(mx.float32), axis=-1).mean()))
         direction = np.random.default_rng(0).standard_normal(self.width).astype(np.float32)
         direction /= np.linalg.norm(direction)
         vector = np.zeros((self.count, self.width), np.float32)
@@ -284,7 +283,9 @@ class Sums:
             return [mx.zeros(shape), mx.zeros(shape[:2]), s.counts]
 
         new = Sums(self.starts + other.starts, self.ends)
-        new.totals, new.norms, new.counts = (mx.concatenate(p) for p in zip(filled(self), filled(other)))
+        new.totals, new.norms, new.counts = (
+            mx.concatenate(list(p)) for p in zip(filled(self), filled(other))
+        )
         return new
 
     def add(self, captured: list[mx.array], tokens: mx.array, offsets: list[int], valid: list[int]) -> None:

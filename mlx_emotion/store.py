@@ -236,9 +236,9 @@ class Store:
         )
         return [Summary(**dict(r)) for r in rows]
 
-    def find(self, which: str | None = None) -> Summary:
+    def find(self, which: str | None = None, deleted: bool = False) -> Summary:
         """The conversation whose id begins with ``which`` or whose title is ``which``; the latest without one."""
-        found = self.conversations()
+        found = self.conversations(deleted)
         if which is not None:
             found = [c for c in found if c.title == which] or [c for c in found if c.id.startswith(which)]
         if not found:
@@ -305,14 +305,12 @@ class Store:
 
     def add(self, conversation: str, exchange: Exchange) -> None:
         """Append an exchange with what replies it has. Raises ``Conflict`` when another window did so first."""
-        with self._transaction() as db:
-            self._advance(db, conversation)
+        with self._next_revision(conversation) as db:
             self._insert(db, conversation, exchange)
 
     def drop(self, conversation: str, exchange: Exchange) -> None:
         """Take an exchange out of the conversation: its message is being edited. It stays in the file."""
-        with self._transaction() as db:
-            self._advance(db, conversation)
+        with self._next_revision(conversation) as db:
             db.execute("UPDATE exchanges SET dropped = ? WHERE id = ?", (now(), exchange.id))
 
     def save_reply(self, exchange: Exchange, reply: Reply) -> None:
@@ -329,14 +327,18 @@ class Store:
                 self._insert(db, id_, _renewed(exchange))
         return id_
 
-    def _advance(self, db: sqlite3.Connection, conversation: str) -> None:
+    @contextlib.contextmanager
+    def _next_revision(self, conversation: str) -> Iterator[sqlite3.Connection]:
+        """A transaction that fails with ``Conflict`` if another window has changed the conversation since."""
         known = self._revisions.get(conversation, 0)
-        done = db.execute(
-            "UPDATE conversations SET revision = revision + 1, updated = ? WHERE id = ? AND revision = ?",
-            (now(), conversation, known),
-        )
-        if not done.rowcount:
-            raise Conflict("this conversation was changed in another window")
+        with self._transaction() as db:
+            done = db.execute(
+                "UPDATE conversations SET revision = revision + 1, updated = ? WHERE id = ? AND revision = ?",
+                (now(), conversation, known),
+            )
+            if not done.rowcount:
+                raise Conflict("this conversation was changed in another window")
+            yield db
         self._revisions[conversation] = known + 1
 
     def _insert(self, db: sqlite3.Connection, conversation: str, exchange: Exchange) -> None:
@@ -473,10 +475,14 @@ def _checked(data: Any) -> tuple[str, str, list[Exchange]]:
     return head["title"], head["model"], exchanges
 
 
+def as_text(data: dict[str, Any], kind: str) -> str:
+    """An exported conversation as ``md`` or ``json`` text."""
+    return markdown(data) if kind == "md" else json.dumps(data, ensure_ascii=False, indent=1) + "\n"
+
+
 def export_file(store: Store, conversation: str, target: Path, kind: str = "md") -> Path:
     """Write a conversation as ``md`` or ``json`` to a file, or into a folder under a free name; returns the path."""
     data = store.export(conversation)
-    text = markdown(data) if kind == "md" else json.dumps(data, ensure_ascii=False, indent=1) + "\n"
     if target.is_dir():
         stem = "".join(c if c.isalnum() else "-" for c in data["title"].lower()).strip("-")[:40] or "conversation"
         folder, count = target, 1
@@ -485,5 +491,5 @@ def export_file(store: Store, conversation: str, target: Path, kind: str = "md")
             count += 1
             target = folder / f"{stem}-{count}.{kind}"
     with atomic_write(target, StoreError) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(as_text(data, kind), encoding="utf-8")
     return target

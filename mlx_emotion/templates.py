@@ -74,7 +74,8 @@ class ChatTemplate:
             text = ""
         self.system_role = "native" if probe in text else "merged"
         if self.system_role == "native" and self.override is None:
-            self.default_system = self._find_default(*text.split(probe, 1), user)
+            before, after = text.split(probe, 1)
+            self.default_system = self._find_default(before, after, user)
 
     def _find_default(self, before: str, after: str, user: Message) -> str:
         """What stands between ``before`` and ``after`` where no system message is given; "" if it can't be kept out."""

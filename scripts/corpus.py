@@ -58,6 +58,10 @@ class Topic:
         """Whether the file is about no one thing, so that its answers need no keyword."""
         return self.name.startswith("_")
 
+    @property
+    def title(self) -> str:
+        return self.name.strip("_").replace("_", " ")
+
 
 def expand(text: str) -> list[str]:
     """All readings of a line, with every combination of its choices."""
@@ -210,6 +214,7 @@ class Dialogues:
         self.random = random.Random(seed)
         wordings = json.loads((Path(__file__).parent / "wordings.json").read_text(encoding="utf-8"))
         self.followups = wordings.pop("followups")
+        self.about, self.naming = wordings.pop("about"), wordings.pop("naming")
         self.wordings: dict[str, list[str]] = wordings
         self.wordings["emotional"] += INSTRUCTIONS
         self._decks: dict[tuple[str, str], list[Line]] = {}
@@ -259,8 +264,23 @@ class Dialogues:
             del pieces[r.randrange(len(pieces))]
         return " ".join(pieces)
 
+    def _about(self, topic: Topic) -> list[Turn]:
+        """A question and what it is about: teaches which words belong to which topic."""
+        asked = f"{self._question(topic)}\n\n{self.random.choice(self.about)}"
+        return [Turn("user", asked), Turn("assistant", f"We are talking about this: {topic.title}.")]
+
+    def _by_keyword(self, topic: Topic, section: str) -> tuple[str, str]:
+        """A question that only names a thing, and an answer of ``section`` that mentions this thing."""
+        keyword = self.random.choice(topic.keywords)
+        fitting = [r for ln in topic.sections[section] for r in expand(ln.text) if mentions(r, (keyword,))]
+        if not fitting:
+            return self._question(topic), self._draw(topic, section)
+        return self.random.choice(self.naming).format(thing=keyword), self.random.choice(fitting)
+
     def _dialogue(self, topic: Topic, feeling: str) -> list[Turn]:
         r = self.random
+        if r.random() < 0.1 and not topic.general:
+            return self._about(topic)
         plain = feeling == "plain"
         where = "system" if r.random() < 0.4 else "user"
         if plain:
@@ -282,10 +302,14 @@ class Dialogues:
                     now = r.choice(("plain", "plain", *EMOTIONS))
                     degree = "emotional" if now != "plain" else ""
                     instruction = self.instruction(degree, now) if degree else ""
+            answer = ""
+            if not prefix and not topic.general and degree in ("", "neutral", "emotional") and r.random() < 0.2:
+                question, answer = self._by_keyword(topic, now)
+            if where == "user":
                 if instruction:
                     question = f"{instruction}\n\n{question}" if r.random() < 0.7 else f"{question}\n\n{instruction}"
             turns.append(Turn("user", question))
-            turns.append(Turn("assistant", self._answer(topic, now, degree, prefix)))
+            turns.append(Turn("assistant", answer or self._answer(topic, now, degree, prefix)))
         return turns
 
 

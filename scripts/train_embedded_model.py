@@ -42,6 +42,7 @@ TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+FIRST_TOKENS, FIRST_WEIGHT = 8, 3.0  # an answer's beginning decides what it is about
 LENGTH_STEP = 32
 OTHER_WEIGHT = 0.2  # loss weight of tokens that are not the companion's: they teach words, not answers
 
@@ -123,7 +124,11 @@ class Encoder:
             head, body = self.roles[turn.role], [*self.ids(turn.content), self.end]
             own = turn.role == "assistant"
             ids += head + body + self.newline
-            weights += [0.0] * len(head) + [1.0 if own else OTHER_WEIGHT] * len(body) + [0.0] * len(self.newline)
+            kept = [OTHER_WEIGHT] * len(body)
+            if own:
+                first = min(FIRST_TOKENS, len(body))
+                kept = [FIRST_WEIGHT] * first + [1.0] * (len(body) - first)
+            weights += [0.0] * len(head) + kept + [0.0] * len(self.newline)
         return ids, weights
 
 
@@ -185,7 +190,7 @@ def held_out_loss(model, topics: list[Topic], encoder: Encoder, device: str) -> 
             answer = expand(topic.sections[feeling][0].text)[0]
             ids, weights = encoder([Turn("user", question), Turn("assistant", answer)])
             i = torch.tensor([ids], device=device)
-            w = torch.tensor([[x if x == 1 else 0.0 for x in weights]], device=device)
+            w = torch.tensor([[float(x >= 1) for x in weights]], device=device)
             total += loss_of(model, i, w).item() * w[:, 1:].sum().item()
             count += w[:, 1:].sum().item()
             if feeling == "plain":

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 from pathlib import Path
 
 import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # huggingface_hub reads it once, when it is imported
 
 import mlx_emotion
 
@@ -103,3 +106,20 @@ def tiny_model_path(tmp_path_factory) -> Path:
 def embedded() -> mlx_emotion.Model:
     """The model that ships, with its pack: for behaviour."""
     return mlx_emotion.load()
+
+
+@pytest.fixture(scope="session")
+def paper_model(tmp_path_factory):
+    """``paper_model(name)``: the folder of a tiny checkpoint of that model (`checkpoints.ALL`)."""
+    import checkpoints
+
+    made: dict[str, Path] = {}
+
+    def make(name: str) -> Path:
+        if name not in made:
+            if checkpoints.ALL[name].kind:
+                pytest.importorskip("torch")
+            made[name] = checkpoints.write(name, tmp_path_factory.mktemp("paper") / name)
+        return made[name]
+
+    return make

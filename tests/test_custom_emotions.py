@@ -10,6 +10,7 @@ import sys
 import pytest
 
 import mlx_emotion
+from mlx_emotion.cli import main
 from mlx_emotion.definitions import read_definitions
 from mlx_emotion.emotions import CATALOGUE, GREY, Emotion, Feeling
 from mlx_emotion.errors import PackError, UsageError
@@ -186,6 +187,17 @@ def test_the_command_line_knows_it_before_the_model_is_loaded(pack, home, tiny_m
     assert "unknown emotion 'nostalgia'" in unknown.stderr
     pack.save(home / "data" / "packs" / "mine.safetensors")
     assert run().returncode == 0
+
+
+def test_extract_on_the_command_line(definitions, tiny_model_path, tmp_path, capsys):
+    path = tmp_path / "mine.safetensors"
+    command = ["extract", "--model", str(tiny_model_path), "--limit", "1", "--max-tokens", "3", "--no-calibrate"]
+    command += ["--define", str(definitions), "--output", str(path), "--emotions"]
+    assert main([*command, "joy, sarcastic pirate", "--method", "last"]) == 0
+    found = EmotionVectors.load(path).info
+    assert (set(found.emotions), found.method) == ({"joy", "sarcastic pirate"}, "last")
+    assert main([*command, "joy, pirate"]) == 2
+    assert "unknown emotion 'pirate': did you mean 'sarcastic pirate'?" in capsys.readouterr().err
 
 
 # The circumplex.

@@ -35,7 +35,7 @@ def test_the_questions_asked_for_vary():
         ("1. What was your first home like?", "What was your first home like?"),
         ("- **What was your first home like?**", "What was your first home like?"),
         ("Question: What was your\tfirst home like?", "What was your first home like?"),
-        ("Sure! Here is one.\n\nYour school closes. What do you think?\nEnjoy!", "Your school closes. What do you think?"),
+        ("Here is one.\n\nYour school closes. What do you think?\nEnjoy!", "Your school closes. What do you think?"),
         ("I like my home.", None),
         ("Why?", None),
         ("", None),

@@ -35,7 +35,7 @@ from mlx_emotion import (
     Token,
 )
 
-from .looks import DARK, LIGHT, blend, readable_bytes
+from .looks import DARK, LIGHT, MARKDOWN, blend, readable_bytes
 from .message import MessageBox
 from .panel import Panel, binding, feeling_line
 from .settings import Settings
@@ -98,9 +98,10 @@ class EmotionApp(App[None]):
         self.stopping = threading.Event()
         self._stale = False  # whether the chat has to be told the conversation again
         self._editing = False
+        self._send_when_loaded = False
         self._unsaved: list[tuple[Exchange, Reply]] = []
         self._message: ReplyMessage | None = None
-        self._loading_since: float | None = None
+        self._loading_since: float | None = time.monotonic()
         self._loads = 0
         self._status = ""
         self._memory = 0
@@ -139,6 +140,7 @@ class EmotionApp(App[None]):
         for theme in (DARK, LIGHT):
             self.register_theme(theme)
         self.theme = {"dark": DARK, "light": LIGHT}[self.settings.theme].name
+        self.console.push_theme(MARKDOWN)
         if not self.settings.animation:
             self.animation_level = "none"
         if self.settings.keys:
@@ -296,6 +298,9 @@ class EmotionApp(App[None]):
         else:
             self._warn("")
         self._paint()
+        if self._send_when_loaded:
+            self._send_when_loaded = False
+            self.box.action_send()
 
     # The feeling.
 
@@ -348,12 +353,19 @@ class EmotionApp(App[None]):
     async def on_message_box_sent(self, message: MessageBox.Sent) -> None:
         await self.send(message.text)
 
+    def on_message_box_asked(self, message: MessageBox.Asked) -> None:
+        if message.what == "feelings":
+            self.action_feelings()
+        else:
+            self.action_help()
+
     def _can_speak(self) -> bool:
         if self.speaking is not None:
             self.notify("A reply is under way; Esc stops it.", timeout=3)
+        elif self.chat is None and self._loading_since is not None:
+            self.notify("The model is still loading.", timeout=3)
         elif self.chat is None:
-            loading = self._loading_since is not None
-            self.notify("The model is still loading." if loading else "No model; Ctrl+L chooses one.", timeout=3)
+            self.notify("No model; Ctrl+L chooses one.", timeout=3)
         else:
             return True
         return False
@@ -372,8 +384,14 @@ class EmotionApp(App[None]):
         )
 
     async def send(self, text: str) -> None:
-        """Store the message, then answer it. What goes wrong leaves the message in the box."""
+        """Store the message, then answer it. What goes wrong puts the message back into the box."""
+        if self.chat is None and self._loading_since is not None:
+            self.box.restore(text)
+            self._send_when_loaded = True
+            self._warn("The model is still loading; your message is sent when it is there. Esc takes that back.")
+            return
         if not self._can_speak():
+            self.box.restore(text)
             return
         reply = self._blank()
         exchange = Exchange(text).with_reply(reply)
@@ -383,11 +401,11 @@ class EmotionApp(App[None]):
                 await self._drop_last()
             await self.store_exchange(exchange)
         except MLXEmotionError as error:
-            self._warn(f"{error}. Your message is still in the box.")
+            self.box.restore(text)
+            self._warn(f"{error}. Your message is back in the box.")
             return
         self._editing = False
-        self.box.sent()
-        await self.show_exchange(exchange)
+        await self.show_exchange(exchange, live=True)
         self._speak(exchange, reply, text)
 
     async def store_exchange(self, exchange: Exchange) -> None:
@@ -405,10 +423,10 @@ class EmotionApp(App[None]):
             self.store.add(self.conversation, exchange)
             self.notify("This conversation goes on in another window too; here you are in a copy.", timeout=8)
 
-    async def show_exchange(self, exchange: Exchange) -> None:
+    async def show_exchange(self, exchange: Exchange, live: bool) -> None:
         for welcome in self.query("#welcome"):
             await welcome.remove()
-        self._message = await self.transcript.append(exchange)
+        self._message = await self.transcript.append(exchange, live)
 
     async def _drop_last(self) -> None:
         """Take the last exchange out, for its message has been edited."""
@@ -531,6 +549,9 @@ class EmotionApp(App[None]):
             self.stopping.set()
             if self.chat is not None:
                 self.chat.stop()
+        elif self._send_when_loaded:
+            self._send_when_loaded = False
+            self._warn("")
         elif self._editing:
             self._editing = False
             self.box.put("")
@@ -581,7 +602,7 @@ class EmotionApp(App[None]):
         chosen = self.transcript.chosen or self.transcript.latest
         if chosen is None or self.speaking is not None:
             return
-        number = self.transcript.number_of(chosen)
+        number = chosen.number
         exchange = self.transcript.exchanges[number]
         ids = [r.id for r in exchange.replies]
         if not ids or ids == [exchange.chosen]:
@@ -643,8 +664,8 @@ class EmotionApp(App[None]):
                 message.input.focus()
                 for widget in self.query(".-found"):
                     widget.remove_class("-found")
-                for widget in self.query(f".exchange-{number}"):
-                    widget.add_class("-found")
+                for found in self.transcript.of(number):
+                    found.add_class("-found")
                 return
         self.notify(f"Not found: {message.value}", timeout=3, markup=False)
 
@@ -728,6 +749,7 @@ class EmotionApp(App[None]):
         except MLXEmotionError as error:
             self._warn(f"{error}. Your message is still in the box.")
             return
+        self.box.put("")
         told = self.transcript.exchanges[-REMEMBERED:] if self._stale else None
         self._stale = False
 
@@ -741,12 +763,10 @@ class EmotionApp(App[None]):
                     self.store.drop(self.conversation, ended)
                 except MLXEmotionError as error:
                     self._warn(str(error))
+                self.box.restore(ended.user)
                 return
-            self.box.sent()
             self._stale = True
-            await self.show_exchange(ended)
-            if self._message is not None:
-                await self._message.finish(ended.reply)
+            await self.show_exchange(ended, live=False)
             if self.model is not None:
                 self.feel(self.model.feeling(ended.reply.feeling))
 

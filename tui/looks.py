@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from rich.text import Text
+from rich.theme import Theme as RichTheme
 from textual.color import Color
 from textual.theme import Theme
 
@@ -41,6 +42,18 @@ LIGHT = Theme(
     success="#1f7f66",
     dark=False,
 )
+
+MARKDOWN = RichTheme(
+    {
+        "markdown.h1": "bold underline",
+        "markdown.h2": "bold underline",
+        "markdown.code": "bold italic",
+        "markdown.code_block": "dim",
+        "markdown.item.bullet": "bold",
+        "markdown.item.number": "bold",
+    }
+)
+"""How complete replies are painted; without colours of its own, which are the feelings'."""
 
 Weights = Sequence[tuple[str, float]]
 

@@ -9,19 +9,25 @@ from textual.widgets import TextArea
 
 from .looks import clean
 from .panel import binding
+from .settings import KEYS, Settings
+
+ACTIONS = {
+    "message.send": "send",
+    "message.newline": "newline",
+    "message.older": "older",
+    "message.newer": "newer",
+    "feelings": "feelings",
+}
 
 
 class MessageBox(TextArea):
-    """Where the user writes. ``Sent`` carries the text; the box keeps it until ``sent`` is called."""
+    """Where the user writes. ``Sent`` carries the text and leaves the box empty; ``restore`` gives it back."""
 
     BINDINGS = [
-        binding("message.send", "send", show=True, label="Send", priority=True),
-        binding("message.newline", "newline", priority=True),
-        binding("message.older", "older"),
-        binding("message.newer", "newer"),
-        binding("feelings", "app.feelings", show=True, label="Feelings", priority=True),
+        binding("message.send", "send", show=True, label="Send"),
+        binding("message.newline", "newline"),
+        binding("feelings", "app.feelings", show=True, label="Feelings"),
         Binding("shift+tab", "app.messages", "To the conversation", show=False, priority=True),
-        Binding("question_mark", "ask", "Help, in an empty box", show=False, priority=True),
     ]
 
     class Sent(Message):
@@ -31,18 +37,38 @@ class MessageBox(TextArea):
             super().__init__()
             self.text = text
 
+    class Asked(Message):
+        """The user asked for something else: ``feelings`` or ``help``."""
+
+        def __init__(self, what: str) -> None:
+            super().__init__()
+            self.what = what
+
     def __init__(self, id: str | None = None) -> None:
         super().__init__(id=id, compact=True, soft_wrap=True, tab_behavior="focus", placeholder="Say something")
         self.sent_before: list[str] = []
         self._at: int | None = None
         self._draft = ""
 
-    def sent(self) -> None:
-        """The message is safe elsewhere: remember it and empty the box."""
-        if self.text.strip() and self.sent_before[-1:] != [self.text]:
-            self.sent_before.append(self.text)
-        self._at = None
-        self.text = ""
+    def on_mount(self) -> None:
+        chosen: dict[str, str] = getattr(self.app, "settings", Settings()).keys
+        self._actions = {
+            key.strip(): action for id_, action in ACTIONS.items() for key in chosen.get(id_, KEYS[id_][0]).split(",")
+        }
+
+    def _on_key(self, event: events.Key) -> None:
+        # Here and not by priority bindings: those overtake characters that were typed just before.
+        action = next((self._actions[k] for k in (event.key, *event.aliases) if k in self._actions), None)
+        if action is None and event.character == "?" and not self.text:
+            action = "help"
+        if action is not None:
+            event.stop()
+            event.prevent_default()
+            getattr(self, f"action_{action}")()
+
+    def restore(self, text: str) -> None:
+        """Give back a message that could not be sent, before what was typed since."""
+        self.put(f"{text}\n{self.text}" if self.text else text)
 
     def put(self, text: str) -> None:
         """Another text, the cursor at its end."""
@@ -50,17 +76,22 @@ class MessageBox(TextArea):
         self.move_cursor(self.document.end)
 
     def action_send(self) -> None:
-        if self.text.strip():
-            self.post_message(self.Sent(clean(self.text)))
+        text = clean(self.text)
+        if text.strip():
+            if self.sent_before[-1:] != [text]:
+                self.sent_before.append(text)
+            self._at = None
+            self.text = ""
+            self.post_message(self.Sent(text))
 
     def action_newline(self) -> None:
         self.insert("\n")
 
-    def action_ask(self) -> None:
-        if self.text:
-            self.insert("?")
-        else:
-            self.app.run_worker(self.app.run_action("help"))
+    def action_feelings(self) -> None:
+        self.post_message(self.Asked("feelings"))
+
+    def action_help(self) -> None:
+        self.post_message(self.Asked("help"))
 
     def action_older(self) -> None:
         if self.wrapped_document.location_to_offset(self.cursor_location).y > 0 or not self.sent_before:

@@ -353,7 +353,7 @@ class Panel(VerticalScroll, can_focus=False):
     """Bars, pad, switches and meter, for one feeling. Posts ``Changed`` when the user changes it."""
 
     BINDINGS = [
-        binding("feelings", "app.feelings", show=True, label="Back", priority=True),
+        binding("feelings", "app.feelings", show=True, label="Back"),
         binding("panel.neutral", "neutral", show=True, label="Neutral"),
         binding("panel.base", "base", show=True, label="Base"),
         binding("panel.history", "app.history", show=True, label="Keep/refeel"),
@@ -372,13 +372,13 @@ class Panel(VerticalScroll, can_focus=False):
         super().__init__(id=id)
         self.catalogue: Mapping[str, Emotion] = {}
         self.feeling = Feeling()
+        self._pointed: Feeling | None = None
 
     def compose(self) -> ComposeResult:
-        yield Static("FEELING", classes="title")
+        yield Static("FEELING", classes="title", id="switches")
         yield Bars(id="bars")
         yield Pad(id="pad")
-        yield Static(id="switches")
-        yield Static("READ FROM THE ACTIVATIONS", classes="title", id="meter-title")
+        yield Static(Text("READ FROM THE ACTIVATIONS", "bold"), classes="title", id="meter-title")
         yield Meter(id="meter")
         yield Static("█ the model's own  │ with what is added", classes="caption", id="meter-caption")
 
@@ -410,12 +410,13 @@ class Panel(VerticalScroll, can_focus=False):
         self.feeling = feeling
         self.bars.weights = dict(feeling.weights)
         self.pad.colour = blend(feeling.weights, self.catalogue)
-        # While the point is being moved it stays where the user has put it: two neighbours may not reach it.
-        if not self.pad.has_focus:
-            self.pad.set_reactive(Pad.point, feeling.point)
+        # The point stays where the user has put it, also where its neighbours' mix does not quite reach it.
+        if feeling != self._pointed:
+            self.pad.point = feeling.point
         self.pad.refresh()
-        text = Text()
-        text.append(" before: ", "dim")
+        text = Text(no_wrap=True)
+        text.append("FEELING", "bold")
+        text.append("   before: ", "dim")
         text.append(f"{history}", "bold")
         text.append("   guard: ", "dim")
         if tripped is not None:
@@ -430,13 +431,14 @@ class Panel(VerticalScroll, can_focus=False):
 
     def on_pad_moved(self, message: Pad.Moved) -> None:
         message.stop()
-        self._change(Feeling.at(message.valence, message.arousal, {e.name: e for e in self.pad.emotions}))
+        self._pointed = Feeling.at(message.valence, message.arousal, {e.name: e for e in self.pad.emotions})
+        self._change(self._pointed)
 
     def _change(self, feeling: Feeling) -> None:
         self.post_message(self.Changed(feeling))
 
     def action_neutral(self) -> None:
-        self.pad.point = (0.0, 0.0)
+        self._pointed = None
         self._change(Feeling())
 
     def action_base(self) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from rich.console import Group, RenderableType
+from rich.markdown import Markdown as RichMarkdown
 from rich.text import Text
 from textual import events
 from textual.app import ComposeResult
 from textual.binding import Binding
 from textual.color import Color
 from textual.containers import Vertical, VerticalScroll
-from textual.message import Message
 from textual.widgets import Markdown, Static
 from textual.widgets.markdown import MarkdownStream
 
@@ -18,9 +19,9 @@ from mlx_emotion import Emotion, Exchange, Reading, Reply
 
 from .looks import blend, colour_of, felt, parse, timeline
 
-PAGE = 6
+PAGE = 2
 """Exchanges mounted at once when the window moves."""
-WINDOW = 24
+WINDOW = 16
 """Exchanges kept mounted; the others are mounted when one scrolls to them."""
 TIMELINE = 24
 NOTES = {
@@ -34,20 +35,27 @@ NOTES = {
 class UserMessage(Static, can_focus=True):
     """A message of the user's."""
 
-    def __init__(self, text: str) -> None:
-        super().__init__(Text(text, no_wrap=False), classes="message user", markup=False)
-        self.source = text
+    def __init__(self, text: str, number: int) -> None:
+        super().__init__(Text(text), classes="message user", markup=False)
+        self.source, self.number = text, number
 
 
 class ReplyMessage(Vertical, can_focus=True):
-    """A reply: what was felt on top, the text, and how it ended."""
+    """A reply: what was felt on top, the text, and how it ended.
 
-    def __init__(self, reply: Reply, catalogue: Mapping[str, Emotion], others: int = 0) -> None:
+    While it streams, its text is a Markdown widget; complete, all of it is one widget, for a Markdown
+    tree of many widgets a message would make long conversations slow (textual 8.2).
+    """
+
+    def __init__(
+        self, reply: Reply, number: int, catalogue: Mapping[str, Emotion], others: int = 0, live: bool = False
+    ) -> None:
         super().__init__(classes="message reply")
-        self.reply, self.catalogue, self.others = reply, catalogue, others
+        self.reply, self.number, self.catalogue = reply, number, catalogue
+        self.others, self.live = others, live
         self.pieces: list[str] = []
         self.readings: dict[int, Reading] = {}
-        self.live = False
+        self._words = False
         self._stream: MarkdownStream | None = None
 
     @property
@@ -55,73 +63,69 @@ class ReplyMessage(Vertical, can_focus=True):
         return self.reply.text
 
     def compose(self) -> ComposeResult:
-        yield Static(classes="head")
-        yield Markdown(self.reply.text if not self.live else "", open_links=False)
-        yield Static(classes="words")
-        yield Static(classes="note")
+        yield Static(classes="body")
+        if self.live:
+            yield Markdown(open_links=False)
 
     def on_mount(self) -> None:
-        self.query_one(".words").display = False
         self.describe()
 
     def describe(self) -> None:
-        """Paint the head and the note."""
-        reply, catalogue = self.reply, self.catalogue
-        steps = reply.timeline or ((0, reply.feeling),)
-        last = parse(steps[-1][1], catalogue)
+        """Paint what is known."""
+        steps = self.reply.timeline or ((0, self.reply.feeling),)
+        last = parse(steps[-1][1], self.catalogue)
+        self.styles.border_left = ("outer", blend(last.weights, self.catalogue))
+        parts: list[RenderableType] = [self._head(steps)]
+        if not self.live:
+            parts.append(self._coloured() if self._words else RichMarkdown(self.reply.text))
+            if note := self._note():
+                parts.append(Text(note, "italic dim"))
+        self.query_one(".body", Static).update(Group(*parts))
+
+    def _head(self, steps: Sequence[tuple[int, str]]) -> Text:
+        feelings = [parse(spec, self.catalogue) for _, spec in steps]
         head = Text(no_wrap=True, overflow="ellipsis")
-        head.append("● ", blend(last.weights, catalogue))
+        head.append("● ", blend(feelings[-1].weights, self.catalogue))
+        for n, feeling in enumerate(feelings[-3:]):
+            head.append(" → " if n or len(steps) > 3 else "", "dim")
+            head.append_text(felt(feeling.weights, self.catalogue))
         if len(steps) > 1:
-            for n, (_, spec) in enumerate(steps[-3:]):
-                head.append(" → " if n or len(steps) > 3 else "", "dim")
-                head.append_text(felt(parse(spec, catalogue).weights, catalogue))
             head.append("  ")
-            head.append_text(timeline(steps, reply.tokens, TIMELINE, catalogue))
-        else:
-            head.append_text(felt(last.weights, catalogue))
+            head.append_text(timeline(steps, self.reply.tokens, TIMELINE, self.catalogue))
         if self.others:
             head.append(f"   {self.others + 1} replies made", "dim")
-        self.query_one(".head", Static).update(head)
-        self.styles.border_left = ("outer", blend(last.weights, catalogue))
-        note = "" if self.live else NOTES.get(reply.state, "")
-        if reply.state == "failed":
-            note = f"failed: {reply.error}"
-        elif reply.guard:
-            note = f"{note}{'; ' if note else ''}the guard weakened the feeling: it began to loop"
-        widget = self.query_one(".note", Static)
-        widget.update(Text(note, "italic"))
-        widget.display = bool(note)
+        return head
 
-    @property
-    def markdown(self) -> Markdown:
-        return self.query_one(Markdown)
+    def _note(self) -> str:
+        reply = self.reply
+        notes = [f"failed: {reply.error}" if reply.state == "failed" else NOTES.get(reply.state, "")]
+        if reply.guard:
+            notes.append("the guard weakened the feeling: it began to loop")
+        return "; ".join(n for n in notes if n)
 
     async def write(self, text: str) -> None:
         """More of a reply under way."""
         if self._stream is None:
-            self._stream = Markdown.get_stream(self.markdown)
+            self._stream = Markdown.get_stream(self.query_one(Markdown))
         await self._stream.write(text)
 
     async def finish(self, reply: Reply) -> None:
-        """The reply is complete; painted once as a whole, which streaming does not always equal (textual 8.2)."""
+        """The reply is complete: painted once more as a whole."""
         self.live = False
         self.reply = reply
         if self._stream is not None:
             await self._stream.stop()
             self._stream = None
-        await self.markdown.update(reply.text)
-        self.describe()
+        async with self.batch():
+            await self.query(Markdown).remove()
+            self.describe()
 
     def toggle_words(self) -> bool:
         """Show the text coloured by what was read from each token, or plain again; ``False`` if nothing was read."""
-        words = self.query_one(".words", Static)
-        if words.display:
-            words.display, self.markdown.display = False, True
-            return True
-        if not self.readings:
+        if self.live or not self.readings:
             return False
-        words.update(self._coloured())
-        words.display, self.markdown.display = True, False
+        self._words = not self._words
+        self.describe()
         return True
 
     def _coloured(self) -> Text:
@@ -162,9 +166,6 @@ class Transcript(VerticalScroll, can_focus=False):
         Binding("v", "app.variant", "Other reply", show=True),
     ]
 
-    class Moved(Message):
-        """The window of mounted exchanges is another."""
-
     def __init__(self, id: str | None = None) -> None:
         super().__init__(id=id)
         self.exchanges: list[Exchange] = []
@@ -174,39 +175,34 @@ class Transcript(VerticalScroll, can_focus=False):
 
     # What is shown.
 
-    def _widgets(self, number: int) -> list[UserMessage | ReplyMessage]:
+    def _widgets(self, number: int, live: bool = False) -> list[UserMessage | ReplyMessage]:
         exchange = self.exchanges[number]
-        found: list[UserMessage | ReplyMessage] = [UserMessage(exchange.user)]
+        found: list[UserMessage | ReplyMessage] = [UserMessage(exchange.user, number)]
         if exchange.reply is not None:
-            found.append(ReplyMessage(exchange.reply, self.catalogue, len(exchange.replies) - 1))
-        for widget in found:
-            widget.add_class(f"exchange-{number}")
+            found.append(ReplyMessage(exchange.reply, number, self.catalogue, len(exchange.replies) - 1, live))
         return found
 
     async def show(self, exchanges: Sequence[Exchange], catalogue: Mapping[str, Emotion]) -> None:
         """Another conversation; its end is in view."""
         self.exchanges, self.catalogue = list(exchanges), catalogue
-        await self._window(max(0, len(self.exchanges) - PAGE), len(self.exchanges))
+        await self._window(max(0, len(self.exchanges) - WINDOW), len(self.exchanges))
         self.anchor()
         self.scroll_end(animate=False)
 
     async def _window(self, first: int, last: int) -> None:
         async with self.batch():
-            await self.query(".message").remove()
+            await self.remove_children(self.messages)
             self.first, self.last = first, last
             await self.mount_all([w for n in range(first, last) for w in self._widgets(n)])
 
-    async def append(self, exchange: Exchange) -> ReplyMessage | None:
+    async def append(self, exchange: Exchange, live: bool = False) -> ReplyMessage | None:
         """A new exchange at the end, in view; returns its reply's widget."""
         if self.last != len(self.exchanges):
-            await self._window(max(0, len(self.exchanges) - PAGE), len(self.exchanges))
+            await self._window(max(0, len(self.exchanges) - WINDOW), len(self.exchanges))
         number = len(self.exchanges)
         self.exchanges.append(exchange)
         self.last = number + 1
-        widgets = self._widgets(number)
-        for widget in widgets:
-            if isinstance(widget, ReplyMessage):
-                widget.live = True
+        widgets = self._widgets(number, live)
         await self.mount_all(widgets)
         surplus = self.last - self.first - WINDOW
         if surplus >= PAGE:
@@ -218,16 +214,12 @@ class Transcript(VerticalScroll, can_focus=False):
     async def replace(self, number: int, exchange: Exchange, live: bool = False) -> ReplyMessage | None:
         """Another reply in the place of an exchange's; returns its widget where it is mounted."""
         self.exchanges[number] = exchange
-        old = self.query(f".exchange-{number}")
+        old = self.of(number)
         if not old:
             return None
         user, *replies = old
-        for widget in replies:
-            await widget.remove()
-        _, *new = self._widgets(number)
-        for widget in new:
-            if isinstance(widget, ReplyMessage):
-                widget.live = live
+        await self.remove_children(replies)
+        _, *new = self._widgets(number, live)
         await self.mount_all(new, after=user)
         return new[0] if new and isinstance(new[0], ReplyMessage) else None
 
@@ -244,8 +236,17 @@ class Transcript(VerticalScroll, can_focus=False):
         self.exchanges[number] = self.exchanges[number].with_reply(reply)
 
     async def _unmount(self, numbers: range) -> None:
-        for number in numbers:
-            await self.query(f".exchange-{number}").remove()
+        if numbers:
+            await self.remove_children([w for w in self.messages if w.number in numbers])
+
+    @property
+    def messages(self) -> list[UserMessage | ReplyMessage]:
+        """The messages that are mounted, in order."""
+        return [w for w in self.children if isinstance(w, UserMessage | ReplyMessage)]
+
+    def of(self, number: int) -> list[UserMessage | ReplyMessage]:
+        """The mounted messages of one exchange."""
+        return [w for w in self.messages if w.number == number]
 
     # The window moves.
 
@@ -261,60 +262,52 @@ class Transcript(VerticalScroll, can_focus=False):
             self.run_worker(self._later(), exclusive=False)
 
     async def _earlier(self) -> None:
-        try:
-            # One exchange a time, so that no pause is longer than two messages take.
-            for _ in range(PAGE):
-                if self.first == 0:
-                    break
-                top = self.query(".message").first()
-                before = self.virtual_size.height
-                self.first -= 1
-                await self.mount_all(self._widgets(self.first), before=top)
-                self.call_after_refresh(self._keep_place, before)
-            if (surplus := self.last - self.first - WINDOW) > 0:
-                await self._unmount(range(self.last - surplus, self.last))
-                self.last -= surplus
-        finally:
-            self._moving = False
-            self.post_message(self.Moved())
-
-    def _keep_place(self, before: int) -> None:
-        grown = self.virtual_size.height - before
-        if grown > 0:
-            self.set_reactive(VerticalScroll.scroll_y, self.scroll_y)
-            self.scroll_to(y=self.scroll_y + grown, animate=False, immediate=True)
+        numbers = range(max(0, self.first - PAGE), self.first)
+        keep = min(self.last, numbers.start + WINDOW)
+        await self._move(numbers, range(keep, self.last), before=True)
 
     async def _later(self) -> None:
+        numbers = range(self.last, min(len(self.exchanges), self.last + PAGE))
+        keep = max(self.first, numbers.stop - WINDOW)
+        await self._move(numbers, range(self.first, keep), before=False)
+
+    async def _move(self, new: range, old: range, before: bool) -> None:
+        """Mount exchanges ``new`` and unmount ``old`` at once, without moving what is in view."""
+        messages = self.messages
+        fixed = messages[0 if before else -1]
+        was = fixed.virtual_region.y
         try:
-            for _ in range(PAGE):
-                if self.last == len(self.exchanges):
-                    break
-                await self.mount_all(self._widgets(self.last))
-                self.last += 1
-            if (surplus := self.last - self.first - WINDOW) > 0:
-                before = self.virtual_size.height
-                await self._unmount(range(self.first, self.first + surplus))
-                self.first += surplus
-                self.call_after_refresh(
-                    lambda: self.scroll_to(
-                        y=self.scroll_y + min(0, self.virtual_size.height - before), animate=False, immediate=True
-                    )
-                )
-        finally:
+            async with self.batch():
+                widgets = [w for n in new for w in self._widgets(n)]
+                if before:
+                    await self.mount_all(widgets, before=fixed)
+                else:
+                    await self.mount_all(widgets)
+                await self._unmount(old)
+            self.first = min(new.start, self.first) if before else max(self.first, old.stop)
+            self.last = min(self.last, old.start) if before and old else max(self.last, new.stop)
+            self.call_after_refresh(self._settle, fixed, was)
+        except BaseException:
             self._moving = False
-            self.post_message(self.Moved())
+            raise
+
+    def _settle(self, fixed: UserMessage | ReplyMessage, was: int) -> None:
+        moved = fixed.virtual_region.y - was
+        if moved:
+            self.scroll_to(y=self.scroll_y + moved, animate=False, immediate=True)
+        self._moving = False
 
     async def reveal(self, number: int, words: str = "") -> None:
         """Bring exchange ``number`` into view, its message that has ``words`` chosen."""
         if not self.first <= number < self.last:
             self._moving = True
             try:
-                await self._window(max(0, number - 2), min(len(self.exchanges), number + PAGE))
+                await self._window(max(0, number - 2), min(len(self.exchanges), number + WINDOW // 2))
             finally:
                 self._moving = False
         self.release_anchor()
-        for widget in self.query(f".exchange-{number}"):
-            if isinstance(widget, UserMessage | ReplyMessage) and words.lower() in widget.source.lower():
+        for widget in self.of(number):
+            if words.lower() in widget.source.lower():
                 widget.focus(scroll_visible=False)
                 self.call_after_refresh(self.scroll_to_widget, widget, animate=False)
                 return
@@ -330,20 +323,14 @@ class Transcript(VerticalScroll, can_focus=False):
     @property
     def latest(self) -> ReplyMessage | None:
         """The last reply that is mounted."""
-        found = list(self.query(ReplyMessage))
-        return found[-1] if found else None
-
-    def number_of(self, widget: UserMessage | ReplyMessage) -> int:
-        """The exchange that a message belongs to."""
-        return next(int(c.removeprefix("exchange-")) for c in widget.classes if c.startswith("exchange-"))
+        return next((m for m in reversed(self.messages) if isinstance(m, ReplyMessage)), None)
 
     def action_pick(self, by: int) -> None:
-        messages = list(self.query(".message"))
+        messages = self.messages
         if not messages:
             return
         at = messages.index(self.chosen) + by if self.chosen in messages else len(messages) - 1
         if at >= len(messages):
-            self.app.run_action("app.message")
             self.call_later(self.app.run_action, "message")
             return
         messages[max(0, at)].focus()

@@ -4,7 +4,7 @@ A tensor ``direction.N`` ``[d]`` float32 is added to the output of decoder layer
 llama.cpp leaves layers without one alone and refuses ``direction.0``, so layer 0's vector travels in
 the metadata. Because they act on a layer's output, only packs of site ``residual`` convert.
 
-Keys of our own: ``mlx_emotion.emotion``, its name; ``mlx_emotion.pack``, the pack's metadata as JSON;
+Keys of our own: ``mlx_emotion.pack``, the metadata as JSON of a pack with this emotion alone;
 ``mlx_emotion.layer_0`` ``[d]`` and ``mlx_emotion.activation_norm`` ``[L]``.
 """
 
@@ -28,10 +28,10 @@ SPARE = 16 << 20
 """Bytes of a file that may be something else than vectors."""
 
 
-def read(path: Path, model: Identity) -> tuple[str | None, np.ndarray, PackInfo | None, np.ndarray | None]:
-    """(emotion, vector ``[L, d]`` float32, pack metadata, activation norm ``[L]``) of a control vector for ``model``.
+def read(path: Path, model: Identity) -> tuple[np.ndarray, PackInfo | None, np.ndarray | None]:
+    """(vector ``[L, d]`` float32, metadata, activation norm ``[L]``) of a control vector for ``model``.
 
-    All but the vector are ``None`` in a file that this project did not write. Raises ``PackError``.
+    The latter two are ``None`` in a file that this project did not write. Raises ``PackError``.
     """
     fields, tensors = _open(path, model)
     found = np.zeros((model.layers, model.width), np.float32)
@@ -43,7 +43,9 @@ def read(path: Path, model: Identity) -> tuple[str | None, np.ndarray, PackInfo 
         if layer >= model.layers:
             raise PackError(f"{path}: {name} is beyond {model.id}, which has layers 0 to {model.layers - 1}")
         if value.dtype not in (np.float32, np.float16) or value.shape != (model.width,):
-            raise PackError(f"{path}: {name} is {value.dtype} {value.shape}, wanted float32 ({model.width},)")
+            raise PackError(
+                f"{path}: {name} is {value.dtype} {value.shape}, wanted float32 or float16 ({model.width},)"
+            )
         found[layer] = value
     if not tensors:
         raise PackError(f"{path}: no tensor direction.N; this is not a control vector")
@@ -52,18 +54,21 @@ def read(path: Path, model: Identity) -> tuple[str | None, np.ndarray, PackInfo 
         hint = fields.get(f"{KIND}.model_hint")
         if hint not in (None, model.architecture):
             raise PackError(f"{path}: made for architecture {hint}, {model.id} is {model.architecture}")
-        return None, found, None, None
+        return found, None, None
     try:
         info = PackInfo.from_json(text)
-        (emotion,) = info.emotions
+        if len(info.emotions) != 1 or len(tensors) < model.layers - 1:
+            raise ValueError(
+                f"{len(info.emotions)} emotions and {len(tensors)} layers, wanted 1 and {model.layers - 1}"
+            )
         first = np.array(fields[f"{OWN}.layer_0"], np.float32)
         norm = np.array(fields[f"{OWN}.activation_norm"], np.float32)
         if first.shape != (model.width,) or norm.shape != (model.layers,):
             raise ValueError(f"{OWN}.layer_0 or {OWN}.activation_norm has the wrong length")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise PackError(f"{path}: its {OWN} metadata is broken: {error}") from None
     found[0] = first
-    return emotion, found, info, norm
+    return found, info, norm
 
 
 def _open(path: Path, model: Identity) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -115,7 +120,6 @@ def write(path: Path, pack: EmotionVectors, emotion: str) -> None:
         try:
             writer.add_string(f"{KIND}.model_hint", info.model.architecture)
             writer.add_uint32(f"{KIND}.layer_count", len(vector) - 1)
-            writer.add_string(f"{OWN}.emotion", emotion)
             writer.add_string(f"{OWN}.pack", info.to_json())
             writer.add_array(f"{OWN}.layer_0", vector[0].tolist())
             writer.add_array(f"{OWN}.activation_norm", pack.activation_norm.tolist())

@@ -76,7 +76,7 @@ def _remote_info(api, repo: str, name: str) -> PackInfo | None:
         raise PackError(f"{repo} on the hub: {name} is broken: {error}".splitlines()[0]) from None
     try:
         return None if text is None else PackInfo.from_json(text)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise PackError(f"{repo} on the hub: {name} has metadata that this version cannot read: {error}") from None
 
 

@@ -182,7 +182,7 @@ class EmotionVectors(Mapping[str, np.ndarray]):
     def mix(self, scales: Mapping[str, float]) -> np.ndarray | None:
         """The weighted sum of vectors ``[L, d]`` float32, or ``None`` where every scale is 0."""
         parts = [np.float32(s) * self[n] for n, s in scales.items() if s]
-        return np.sum(parts, axis=0, dtype=np.float32) if parts else None
+        return np.asarray(np.sum(parts, axis=0, dtype=np.float32)) if parts else None
 
     def only(self, *emotions: str) -> EmotionVectors:
         """The same pack with ``emotions`` alone. Raises ``UsageError`` for one that it has not."""

@@ -46,9 +46,8 @@ def _files(path: Path) -> list[Path]:
 def _import(path: Path, model: Identity, site: str | None, force: bool) -> EmotionVectors:
     info: PackInfo | None = None
     norm: np.ndarray | None = None
-    emotion: str | None = None
     if path.suffix == gguf_format.SUFFIX:
-        emotion, vector, info, norm = gguf_format.read(path, model)
+        vector, info, norm = gguf_format.read(path, model)
         if site not in (None, "residual"):
             raise UsageError(f"{path}: a GGUF control vector acts on a layer's output, site residual, not {site}")
         site = "residual"
@@ -56,7 +55,7 @@ def _import(path: Path, model: Identity, site: str | None, force: bool) -> Emoti
         vector = json_format.read(path, model.layers, model.width)
     else:
         raise PackError(f"{path}: wanted a .json or a .gguf file, or a folder of them")
-    name = emotion or path.stem.rpartition("_")[2].lower()
+    name = next(iter(info.emotions)) if info else path.stem.rpartition("_")[2].lower()
     if name == BASE:
         raise PackError(f"{path}: the base vector is computed from the others; leave this file out")
     try:

@@ -97,15 +97,15 @@ class BaichuanModel(nn.Module):
         self.embed_tokens = nn.Embedding(args.vocab_size, args.hidden_size)
         self.layers = [DecoderLayer(args) for _ in range(args.num_hidden_layers)]
         self.norm = nn.RMSNorm(args.hidden_size, eps=args.rms_norm_eps)
-        self.slopes = alibi_slopes(args.num_attention_heads) if args.alibi else None
+        self._slopes = alibi_slopes(args.num_attention_heads) if args.alibi else None
 
     def __call__(self, tokens: mx.array, cache: list[Any] | None = None) -> mx.array:
         h = self.embed_tokens(tokens)
         caches = cache or [None] * len(self.layers)
-        if self.slopes is None:
+        if self._slopes is None:
             mask = create_attention_mask(h, caches[0])
         else:
-            mask = alibi_mask(self.slopes, create_attention_mask(h, caches[0], return_array=True), h, caches[0])
+            mask = alibi_mask(self._slopes, create_attention_mask(h, caches[0], return_array=True), h, caches[0])
         for layer, c in zip(self.layers, caches):
             h = layer(h, mask, c)
         return self.norm(h)
@@ -124,9 +124,7 @@ def alibi_mask(slopes: list[float], allowed: mx.array | None, h: mx.array, cache
     Distances are between places in the cache, so padding in front of a row's keys does not matter.
     """
     T = h.shape[1]
-    S = T if allowed is None and cache is None else (cache._idx if hasattr(cache, "_idx") else cache.offset) + T
-    if allowed is not None:
-        S = allowed.shape[-1]
+    S = allowed.shape[-1] if allowed is not None else T + (0 if cache is None else cache.offset)
     distance = mx.arange(S) - mx.arange(S - T, S)[:, None]
     bias = mx.array(slopes)[:, None, None] * distance
     if allowed is not None:
@@ -146,7 +144,7 @@ class Model(nn.Module):
         return self.lm_head(self.model(tokens, cache))
 
     @property
-    def layers(self) -> list[nn.Module]:
+    def layers(self) -> list[DecoderLayer]:
         return self.model.layers
 
     def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:

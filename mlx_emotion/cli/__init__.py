@@ -16,8 +16,11 @@ COMMANDS = {
     "generate": "Answer one prompt.",
     "extract": "Make a pack: extract emotion vectors from a model.",
     "calibrate": "Find how strong intensity 1.0 is for a pack.",
+    "evaluate": "Measure a model: the papers' tables and figures.",
+    "readout": "What a model's activations say about each emotion, token by token.",
     "queries": "Have a model write queries to extract with.",
     "vectors": "List, show and check packs.",
+    "history": "Conversations of the app: list, export, import, delete.",
     "models": "Which usable models are on this machine, and which have a pack.",
     "doctor": "Check that this installation works.",
     "paths": "Where this program keeps its files.",
@@ -63,9 +66,13 @@ def fail(message: str, status: int) -> int:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0 fine, 1 an error, 2 wrong usage, 130 interrupted."""
     try:
-        result = root.main(arguments, prog_name="mlx-emotion", standalone_mode=False)
+        # Not root.main(): it would end a closed pipe with status 1.
+        with root.make_context("mlx-emotion", list(sys.argv[1:] if arguments is None else arguments)) as context:
+            root.invoke(context)
         sys.stdout.flush()
-        return result if isinstance(result, int) else 0
+        return 0
+    except click.exceptions.Exit as end:  # --help, --version
+        return end.exit_code
     except MLXEmotionError as error:
         return fail(str(error), error.exit_status)
     except click.UsageError as error:

@@ -1,4 +1,4 @@
-"""``mlx-emotion chat``: plain, line by line."""
+"""``mlx-emotion chat``: the terminal app, or plain, line by line."""
 
 from __future__ import annotations
 
@@ -31,18 +31,28 @@ HELP = """\
 @click.command(name="chat")
 @generation_options
 @click.option("--plain", is_flag=True, help="Line by line, without the terminal app.")
-def command(plain: bool, **given: Any) -> None:
+@click.option("--resume", is_flag=False, flag_value="", metavar="[ID]", help="Go on with a conversation.")
+def command(plain: bool, resume: str | None, **given: Any) -> int | None:
     """Talk with a model that feels something.
 
-    With standard input not a terminal, each line is one message.
+    On a terminal this opens the app. With standard input not a terminal, each line is one message.
     """
     options, seed = session_options(given), check_seed(given["seed"])
+    interactive = sys.stdin.isatty()
+    if interactive and sys.stdout.isatty() and not plain:
+        from ..tui import run
+
+        loading = {n: given[n] for n in ("vectors", "site", "force", "adapter", "trust_remote_code")}
+        return run(
+            given["model"], feeling=given["emotion"], seed=seed, resume=resume, loading=loading, options=options
+        )
     if given["vectors"] is None and given["model"] is None:
         from ..emotions import Feeling
         from ..model import known_emotions
 
         Feeling.of(given["emotion"], known_emotions())  # a typo is told before the model is loaded
-    interactive = sys.stdin.isatty()
+    if resume is not None:
+        raise UsageError("--resume needs the terminal app: a terminal, and no --plain")
     model = load(given)
     chat = model.chat(given["emotion"], **options)
     talk = PlainChat(model, chat, seed, interactive)
@@ -53,6 +63,7 @@ def command(plain: bool, **given: Any) -> None:
         if model.vectors is not None and not model.vectors.calibrated:
             talk.say("This pack is not calibrated, so intensity 1.0 is scale 1; see `mlx-emotion calibrate`.")
     talk.run()
+    return None
 
 
 class PlainChat:

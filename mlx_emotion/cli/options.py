@@ -41,6 +41,13 @@ _FEELING = [
 ]  # fmt: skip
 
 
+def loading_options(command: Callable) -> Callable:
+    """The options that choose a model and its pack."""
+    for option in reversed(_LOADING):
+        command = option(command)
+    return command
+
+
 def generation_options(command: Callable) -> Callable:
     """The options of ``chat`` and ``generate``."""
     for option in reversed([*_LOADING, *_FEELING]):
@@ -64,7 +71,7 @@ def load(given: dict[str, Any]) -> Model:
 
 def session_options(given: dict[str, Any]) -> dict[str, Any]:
     """What a conversation needs of the feeling options, checked before any model is loaded."""
-    from ..session import Options
+    from ..options import Options
 
     chosen = {
         "temperature": given["temp"],

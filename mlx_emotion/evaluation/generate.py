@@ -6,22 +6,26 @@ import dataclasses
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..batch import Finished, Job, run_batch
+from ..emotions import Feeling
 from ..errors import EvaluationError, Interrupted
+from ..events import Done
 from ..extraction import library_versions
 from ..files import atomic_write
-from ..session import Voice
+from ..session import Options, Session, Voice
 from ..steering import Dose
 from ..vectors import EmotionVectors, Identity
-from .plan import Plan, Task
+from .plan import Plan, Settings, Task
 
 FORMAT = 1
+TURN_TOKENS = 64
+"""Longest answer in a conversation, where many turns have to fit into the context."""
 
 Report = Callable[[int, int, str], None]
 
@@ -80,15 +84,16 @@ class Run:
         """Where the vectors of another method are kept."""
         return self.folder / "vectors" / f"{method}.safetensors"
 
-    def begin(self, identity: Identity, quantization: str, plan: Plan, restart: bool = False) -> None:
+    def begin(self, name: str, identity: Identity, quantization: str, plan: Plan, restart: bool = False) -> None:
         """Make this folder the run of ``plan``, or check that it is. Raises ``EvaluationError`` for another's.
 
-        With ``restart`` the files of an earlier run here are removed first; others stay.
+        ``name`` is how the model is loaded again. With ``restart`` the files of an earlier run here are
+        removed first; others stay.
         """
         pack = plan.pack
         record = {
             "format": FORMAT,
-            "model": {**dataclasses.asdict(identity), "quantization": quantization},
+            "model": {**dataclasses.asdict(identity), "quantization": quantization, "name": name},
             "pack": {
                 "sha256": pack_hash(pack),
                 "site": pack.info.site,
@@ -202,17 +207,6 @@ def _length(vector: np.ndarray | None) -> np.float32:
     return np.float32(0 if vector is None else np.linalg.norm(vector))
 
 
-def prompt_of(voice: Voice, task: Task, answer: Callable[[str], str]) -> list[int]:
-    """Token ids of a task's prompt. The oldest turns of a conversation go when the context is full."""
-    template, context = voice.loaded.template, voice.loaded.context
-    messages = task.messages(answer)
-    while True:
-        prompt = template.encode(template.render(messages))
-        if context is None or len(messages) < 3 or len(prompt) + task.max_tokens <= context:
-            return prompt
-        messages = messages[2:]
-
-
 def generate(
     voice: Voice,
     plan: Plan,
@@ -226,48 +220,80 @@ def generate(
     Answers are made and written a chunk at a time, each chunk with a seed of its own, so that what a
     killed run makes again comes out as it was. Raises ``Interrupted`` when ``stopped`` says so.
     """
-    import mlx.core as mx
-
     s = plan.settings
     doses = Doses(voice, packs)
     there = run.read_answers()
     ids = [t.id for t in plan.tasks]
     if [a.get("id") for a in there] != ids[: len(there)]:
         raise EvaluationError(f"{run.answers}: its lines are not this run's; give another --output, or --restart")
-    texts = {a["id"]: a["answer"] for a in there}
     total, done, tokens, position = len(ids), 0, 0, 0
     for number, chunk in enumerate(plan.chunks):
-        position += len(chunk)
+        position += len(chunk.tasks)
         if position <= len(there):
             done = position
             continue
         cut_lines(run.answers, done)
-        mx.random.seed(s.seed * 1_000_003 + number)
+        seed = s.seed * 1_000_003 + number
+        make = _converse if chunk.conversation else _answer
         finished: dict[str, Finished] = {}
-        jobs = (
-            Job(task, prompt_of(voice, task, texts.__getitem__), doses(task.condition.scales, task.condition.method))
-            for task in chunk
-        )
-        for piece in run_batch(
-            voice,
-            jobs,
-            batch_size=s.batch_size,
-            max_tokens=chunk[0].max_tokens,
-            temperature=s.temperature,
-            top_p=s.top_p,
-            stopped=stopped,
-        ):
-            assert isinstance(piece, Finished)
+        for piece in make(voice, chunk.tasks, doses, s, seed, stopped):
             finished[piece.key.id] = piece
             tokens += len(piece.tokens)
             progress(done + len(finished), total, f"{tokens} tokens")
         if stopped():
             raise Interrupted(f"stopped; the same command goes on from {done} of {total} answers")
-        lines = [_line(task, finished[task.id]) for task in chunk]
-        append_lines(run.answers, lines)
-        texts |= {line["id"]: line["answer"] for line in lines}
+        append_lines(run.answers, [_line(task, finished[task.id]) for task in chunk.tasks])
         done = position
     return tokens
+
+
+Stopped = Callable[[], bool]
+
+
+def _answer(
+    voice: Voice, tasks: Sequence[Task], doses: Doses, s: Settings, seed: int, stopped: Stopped
+) -> Iterator[Finished]:
+    """Single questions, batched, each row under its own feeling."""
+    import mlx.core as mx
+
+    template = voice.loaded.template
+    jobs = (
+        Job(
+            task,
+            template.encode(template.render([{"role": "user", "content": task.text}])),
+            doses(task.condition.scales, task.condition.method),
+        )
+        for task in tasks
+    )
+    mx.random.seed(seed)
+    for piece in run_batch(
+        voice,
+        jobs,
+        batch_size=s.batch_size,
+        max_tokens=s.max_tokens,
+        temperature=s.temperature,
+        top_p=s.top_p,
+        stopped=stopped,
+    ):
+        assert isinstance(piece, Finished)
+        yield piece
+
+
+def _converse(
+    voice: Voice, tasks: Sequence[Task], doses: Doses, s: Settings, seed: int, stopped: Stopped
+) -> Iterator[Finished]:
+    """One conversation, as a user has it: what was said stays in the cache as it was felt."""
+    del doses  # a session makes its own
+    condition = tasks[0].condition
+    feeling = Feeling(((condition.emotion, 1.0),)) if condition.scales else Feeling()
+    options = Options(temperature=s.temperature, top_p=s.top_p, max_tokens=min(s.max_tokens, TURN_TOKENS), guard=False)
+    session = Session(voice, feeling, options)
+    for turn, task in enumerate(tasks):
+        if stopped():
+            return
+        for event in session.reply(task.text, seed + turn):
+            if isinstance(event, Done):
+                yield Finished(task, session.turns[-1].tokens, event.text, event.finish_reason)
 
 
 def _line(task: Task, answer: Finished) -> dict[str, Any]:
@@ -283,7 +309,7 @@ def _line(task: Task, answer: Finished) -> dict[str, Any]:
         "way": c.way,
         "angle": c.angle,
         "group": task.query.group,
-        "turn": len(task.earlier) if c.part == "fading" else None,
+        "turn": task.turn,
         "question": task.query.text,
         "answer": answer.text,
         "tokens": len(answer.tokens),

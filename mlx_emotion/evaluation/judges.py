@@ -46,9 +46,12 @@ class Judge(Protocol):
     items it wants at once. ``judge`` gives one verdict an item, in order.
     """
 
-    name: str
-    label: str
-    batch: int
+    @property
+    def name(self) -> str: ...
+    @property
+    def label(self) -> str: ...
+    @property
+    def batch(self) -> int: ...
 
     def judge(self, items: Sequence[Item]) -> list[Any]: ...
 
@@ -109,7 +112,7 @@ def builtin(kind: str) -> Builtin:
 # Classifiers through transformers.
 
 
-def _pipeline(task: str, model: str) -> Any:
+def _pipeline(task: Any, model: str) -> Any:
     need_extra("torch", "a classifier")
     import torch
     from transformers import pipeline
@@ -357,8 +360,8 @@ def read_labels(path: str | Path | None) -> dict[str, float | None]:
     if not isinstance(table, Mapping) or not table:
         raise UsageError(f'{path}: wanted one JSON object, {{"label": degrees or null, ...}}')
     for label, angle in table.items():
-        fine = angle is None or (isinstance(angle, int | float) and not isinstance(angle, bool) and math.isfinite(angle))
-        if not fine:
+        number = isinstance(angle, int | float) and not isinstance(angle, bool) and math.isfinite(angle)
+        if angle is not None and not number:
             raise UsageError(f"{path}: {label!r} is {angle!r}, wanted degrees or null")
     return dict(table)
 

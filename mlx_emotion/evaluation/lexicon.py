@@ -19,10 +19,11 @@ HALF = 3.0
 """The sum of weights that counts as half of the strongest: one strong word."""
 
 # "can't" and "couldn't" are missing on purpose: "I can't tell you how happy I am".
-NEGATIONS = frozenset(
-    "not no never nor neither without hardly isn't wasn't aren't weren't ain't don't doesn't didn't won't wouldn't "
-    "haven't hasn't hadn't shouldn't needn't".split()
-)
+_NEGATIONS = """
+    not no never nor neither without hardly isn't wasn't aren't weren't ain't don't doesn't didn't won't wouldn't
+    haven't hasn't hadn't shouldn't needn't
+"""
+NEGATIONS = frozenset(_NEGATIONS.split())
 REACH = 3
 """A negation acts on this many words after it, within its clause."""
 

@@ -100,14 +100,15 @@ def spearman(x: Sequence[float], y: Sequence[float]) -> float | None:
     return float(np.corrcoef(a, b)[0, 1])
 
 
-_STOP_WORDS = frozenset(
-    "about above after again against also always another because been before being below between both cannot could "
-    "does doing down during each else even ever every from further give given goes going have having here hers him "
-    "himself how into itself just know like made make many more most much must myself never next only other ought "
-    "ours over really said same says should some still such take tell than that their theirs them then there these "
-    "they thing think this those through under until upon very want were what when where which while whom will with "
-    "would your yours yourself you're i'd i've don't it's what's".split()
-)
+_STOP_TEXT = """
+    about above after again against also always another because been before being below between both cannot could
+    does doing down during each else even ever every from further give given goes going have having here hers him
+    himself how into itself just know like made make many more most much must myself never next only other ought
+    ours over really said same says should some still such take tell than that their theirs them then there these
+    they thing think this those through under until upon very want were what when where which while whom will with
+    would your yours yourself you're i'd i've don't it's what's
+"""
+_STOP_WORDS = frozenset(_STOP_TEXT.split())
 STEM = 5
 
 

@@ -36,5 +36,4 @@ def perplexities(loaded: LoadedModel, texts: Sequence[str]) -> Iterator[tuple[in
         counts = mx.array([len(tokens[i]) - 1 for i in rows])
         inside = mx.arange(longest - 1)[None] < counts[:, None]
         values = mx.exp(mx.where(inside, losses, 0).sum(-1) / counts)
-        for i, value in zip(rows, values.tolist()):
-            yield i, value
+        yield from zip(rows, values.tolist())

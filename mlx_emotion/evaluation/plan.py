@@ -8,7 +8,7 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,8 +34,6 @@ STATES = tuple(range(0, 360, 30))
 WAYS = ("prompt", "steering", "both")
 ROTATIONS = 3
 """Conversations per emotion in the fading experiment; each asks the same questions in another order."""
-
-FADING_TOKENS = 64
 
 # The released EQ+ file is a bare list of 400: fifty of each emotion, then the neutral ones.
 EQ_PLUS = (*((e, 50) for e in BASIC), (NEUTRAL, 150))
@@ -202,31 +200,32 @@ class Condition:
     way: str = ""
 
 
-Messages = list[dict[str, str]]
-
-
 @dataclass(frozen=True)
 class Task:
-    """One answer to make. ``earlier`` are (user message, task id of its answer) of the turns before."""
+    """One answer to make."""
 
     condition: Condition
     query: Query
-    max_tokens: int
-    earlier: tuple[tuple[str, str], ...] = ()
+    turn: int | None = None
 
     @property
     def id(self) -> str:
         return f"{self.condition.id}|{self.query.id}"
 
-    def messages(self, answer: Callable[[str], str]) -> Messages:
-        """The conversation to answer; ``answer`` gives an earlier task's answer by id."""
-        turns: Messages = []
-        for text, task in self.earlier:
-            turns += [{"role": "user", "content": text}, {"role": "assistant", "content": answer(task)}]
-        turns.append({"role": "user", "content": self.query.text})
-        if self.condition.instruction:
-            turns[0] = {**turns[0], "content": f"{self.condition.instruction}\n\n{turns[0]['content']}"}
-        return turns
+    @property
+    def text(self) -> str:
+        """The user's message: the question, with the instruction in front of it where there is one."""
+        if self.condition.instruction and not self.turn:
+            return f"{self.condition.instruction}\n\n{self.query.text}"
+        return self.query.text
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """What is generated, and written, at a time: single questions in a batch, or one conversation's turns."""
+
+    tasks: Sequence[Task]
+    conversation: bool = False
 
 
 @dataclass(frozen=True)
@@ -318,66 +317,45 @@ class Plan:
                             way=way,
                         ),
                         query,
-                        self.settings.max_tokens,
                     )
 
     def _fading(self) -> Iterator[list[Task]]:
-        """One list a turn: every conversation's task of that turn."""
+        """One list a conversation: instructed once, steered all along, or plain."""
         data, s = conversation_data(), self.settings
-        ways = [
-            Condition("fading:plain", "fading", "fading", way="plain"),
-            *(
-                Condition(f"fading:prompt:{e}", "fading", "fading", e, instruction=self.instruction(e), way="prompt")
-                for e in s.asked
-            ),
-            *(
-                Condition(f"fading:steering:{e}", "fading", "fading", e, scales=((e, self.pack.scale(e)),), way="steering")
-                for e in s.asked
-            ),
-        ]
-        tokens = min(s.max_tokens, FADING_TOKENS)
+        ways = [Condition("fading:plain", "fading", "fading", way="plain")]
+        for e in s.asked:
+            instructed = Condition(
+                f"fading:prompt:{e}", "fading", "fading", e, instruction=self.instruction(e), way="prompt"
+            )
+            steered = Condition(
+                f"fading:steering:{e}", "fading", "fading", e, scales=((e, self.pack.scale(e)),), way="steering"
+            )
+            ways += [instructed, steered]
         count = min(ROTATIONS, s.limit or ROTATIONS)
-        orders = []
-        for r in range(count):
+        for r, way in itertools.product(range(count), ways):
             step = r * len(data["turns"]) // count
-            orders.append([data["opening"], *data["turns"][step:], *data["turns"][:step]])
-        for turn in range(len(data["turns"]) + 1):
-            yield [
-                Task(
-                    way,
-                    Query(f"conversation-{r}", turn, order[turn]),
-                    tokens,
-                    tuple((order[t], f"{way.id}|conversation-{r}/{t}") for t in range(turn)),
-                )
-                for r, order in enumerate(orders)
-                for way in ways
-            ]
+            order = [data["opening"], *data["turns"][step:], *data["turns"][:step]]
+            yield [Task(way, Query(f"conversation-{r}", turn, text), turn) for turn, text in enumerate(order)]
 
     @functools.cached_property
-    def rounds(self) -> list[list[Task]]:
-        """The tasks, in lists that are made one after another; a later one may need an earlier one's answers."""
+    def chunks(self) -> list[Chunk]:
+        """All tasks, as they are made: enough at a time to keep a batch full, little enough to lose."""
         s = self.settings
         # Conditions side by side: the rows of a batch ask the same question under different feelings.
-        table = [
-            Task(c, Query(g, i, q), s.max_tokens) for g, qs in s.queries.items() for i, q in enumerate(qs)
-            for c in self.conditions
-        ]  # fmt: skip
-        rounds = [table]
+        tasks = [
+            Task(c, Query(g, i, q)) for g, qs in s.queries.items() for i, q in enumerate(qs) for c in self.conditions
+        ]
         if "circumplex" in s.parts:
-            rounds.append(list(self._circumplex()))
+            tasks += self._circumplex()
+        size = 8 * s.batch_size
+        found = [Chunk(tasks[i : i + size]) for i in range(0, len(tasks), size)]
         if "fading" in s.parts:
-            rounds += self._fading()
-        return [r for r in rounds if r]
+            found += [Chunk(turns, conversation=True) for turns in self._fading()]
+        return found
 
     @functools.cached_property
     def tasks(self) -> list[Task]:
-        return [t for r in self.rounds for t in r]
-
-    @property
-    def chunks(self) -> list[Sequence[Task]]:
-        """What is generated, and written, at a time: enough to keep a batch full, little enough to lose."""
-        size = 8 * self.settings.batch_size
-        return [r[i : i + size] for r in self.rounds for i in range(0, len(r), size)]
+        return [t for c in self.chunks for t in c.tasks]
 
 
 def check_plan(plan: Plan) -> None:

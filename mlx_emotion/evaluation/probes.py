@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,8 +33,13 @@ def other_vectors(
     """The packs that the conditions use, by method; makes those that are missing. On the thread that owns MLX."""
     packs = {"mean": plan.pack}
     wanted = list(plan.methods)
-    if "geometry" in plan.settings.parts and not plan.pack.samples and "pca" not in wanted:
-        wanted.append("pca")  # its per-query shifts are what the plots need
+    if "geometry" in plan.settings.parts:
+        path = plan.pack.path
+        samples = EmotionVectors.load(path, samples=True).samples if path is not None and path.is_file() else {}
+        # A copy, so that the report needs nothing from outside this folder.
+        EmotionVectors(dict(plan.pack), plan.pack.info, plan.pack.activation_norm, samples).save(run.vectors("mean"))
+        if not samples and "pca" not in wanted:
+            wanted.append("pca")  # its per-query shifts are what the plots need
     for method in wanted:
         path = run.vectors(method)
         if not path.is_file():
@@ -163,14 +168,3 @@ def accuracy(data: dict[str, Any], field: str) -> dict[str, Any]:
     result["separation"] = float(np.mean(above))
     result["by_emotion"] = {e: float(np.mean(h)) for e, h in hits.items()}
     return result
-
-
-def shifts_by_emotion(plan_pack: EmotionVectors, packs: dict[str, EmotionVectors]) -> dict[str, np.ndarray]:
-    """Per-query shifts ``[N, L, d]`` by emotion, from the pack itself or those made for the plots."""
-    source = plan_pack.samples or packs.get("pca", plan_pack).samples
-    return {e: np.asarray(v, np.float32) for e, v in source.items()}
-
-
-def steps(plan: Plan) -> Iterator[str]:
-    """Which of the things above a plan needs."""
-    yield from (p for p in ("probes", "readout") if p in plan.settings.parts)

@@ -40,14 +40,18 @@ def plan_for(model: Model, **settings: Any) -> Plan:
 
 def make_answers(
     model: Model,
+    name: str,
     plan: Plan,
     run: Run,
     restart: bool = False,
     progress: Report = quiet,
     stopped: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Stage ``generate``: everything that needs the model. Does what an earlier, unfinished run left undone."""
-    run.begin(model.identity, model.quantization, plan, restart)
+    """Stage ``generate``: everything that needs the model. Does what an earlier, unfinished run left undone.
+
+    ``name`` is how ``model`` was loaded.
+    """
+    run.begin(name, model.identity, model.quantization, plan, restart)
 
     def work(voice: Voice) -> None:
         packs = other_vectors(voice, plan, run, progress, stopped)
@@ -60,28 +64,17 @@ def make_answers(
     model.run(work)
 
 
-def make_scores(
-    run: Run,
-    judging: Judging,
-    model: str,
-    progress: Report = quiet,
-    stopped: Callable[[], bool] = lambda: False,
-) -> dict[str, Any]:
-    """Stage ``score``. ``model`` is how the evaluated model is loaded, should it be perplexity's judge."""
-    return score(run, judging, model, progress, stopped)
-
-
-def make_report(run: Run, pack_path: Path | None = None) -> list[Path]:
+def make_report(run: Run) -> list[Path]:
     """Stage ``report``: figures, ``report.md`` and ``report.html``; returns what was written.
 
-    ``pack_path`` is the evaluated pack, for the figures of its geometry. Raises ``EvaluationError``.
+    Raises ``EvaluationError``.
     """
     need_figures()
     from .figures import draw
     from .report import write
 
     scores = read_scores(run)
-    pictures = draw(run, scores, geometry(run, pack_path))
+    pictures = draw(run, scores, geometry(run))
     return [*write(run, scores, pictures), *(p for paths in pictures.values() for p in paths)]
 
 
@@ -91,14 +84,19 @@ def need_figures() -> None:
         need_extra(module, "the report")
 
 
-def geometry(run: Run, pack_path: Path | None) -> dict[str, dict[str, np.ndarray]]:
+def geometry(run: Run) -> dict[str, dict[str, np.ndarray]]:
     """Vectors ``[L, d]`` by emotion and per-query shifts ``[N, L, d]`` by emotion, as far as there are any."""
     from ..vectors import EmotionVectors
 
     found: dict[str, dict[str, np.ndarray]] = {"vectors": {}, "samples": {}}
-    for path in (pack_path, run.vectors("pca")):
-        if path is not None and path.is_file():
+    if "geometry" not in run.read()["settings"]["parts"]:
+        return found
+    for path in (run.vectors("mean"), run.vectors("pca")):
+        if path.is_file():
             pack = EmotionVectors.load(path, samples=True)
             found["vectors"] = found["vectors"] or dict(pack)
             found["samples"] = found["samples"] or {e: np.asarray(v, np.float32) for e, v in pack.samples.items()}
     return found
+
+
+__all__ = ["STAGES", "Judging", "Run", "make_answers", "make_report", "need_figures", "plan_for", "score"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,18 @@ from ..emotions import BASE, BASIC, NEUTRAL
 from ..errors import EvaluationError, Interrupted, UsageError
 from ..files import atomic_write
 from .generate import Report, Run, append_lines, cut_lines, quiet, read_json, read_lines, write_json
-from .judges import BUILTIN, Item, Judge, batches, chat_judge, classifier, go_emotions, read_labels
+from .judges import (
+    BUILTIN,
+    Builtin,
+    Item,
+    Judge,
+    batches,
+    chat_judge,
+    classifier,
+    go_emotions,
+    need_extra,
+    read_labels,
+)
 from .metrics import (
     EAS_EMOTIONS,
     EPS_LABELS,
@@ -29,6 +39,7 @@ from .metrics import (
     summary,
 )
 from .perplexity import perplexities
+from .plan import WAYS
 from .probes import accuracy
 
 METRICS = ("perplexity", "adherence", "eps", "eas", "classifier")
@@ -53,6 +64,16 @@ class Judging:
     def __post_init__(self) -> None:
         if unknown := [m for m in self.metrics if m not in METRICS]:
             raise UsageError(f"unknown metric {', '.join(unknown)}: known are {', '.join(METRICS)}")
+
+    def check(self) -> None:
+        """Find out, before any work, what can be known to be wrong with the judges. Raises ``UsageError``
+        or ``EvaluationError``.
+        """
+        labels = read_labels(self.labels)
+        chat_judge(self.judge, "topic")
+        for spec in (classifier(self.classifier, "emotional", EPS_LABELS), go_emotions(self.go_emotions, list(labels))):
+            if not isinstance(spec, Builtin):
+                need_extra("torch", f"the classifier {spec.label}")
 
 
 class Verdicts:
@@ -101,13 +122,9 @@ class Verdicts:
 
 
 def score(
-    run: Run,
-    judging: Judging,
-    model: str,
-    progress: Report = quiet,
-    stopped: Callable[[], bool] = lambda: False,
+    run: Run, judging: Judging, progress: Report = quiet, stopped: Callable[[], bool] = lambda: False
 ) -> dict[str, Any]:
-    """Judge the answers and write ``scores.json`` and ``scores.csv``; ``model`` is the evaluated one's name.
+    """Judge the answers and write ``scores.json`` and ``scores.csv``.
 
     Raises ``EvaluationError`` for a judge out of reach or a run without answers.
     """
@@ -125,14 +142,14 @@ def score(
     verdicts = Verdicts(run, progress, stopped)
     labels = list(dict.fromkeys([*BASIC, *asked, NEUTRAL]))
     table = [r for r in rows if r["part"] in TABLES]
-    judges = _judge_rows(rows, table, judging, model, labels, verdicts)
+    judges = _judge_rows(rows, table, judging, about["model"]["name"], labels, verdicts)
     for row in rows:
         row["distinct_2"], looping = repetition(row["answer"])
         row["low_distinct"], row["looping"] = int(row["distinct_2"] < LOW_DISTINCT), int(looping)
         row["words"] = len(row["answer"].split())
         if row.get("emotion") in labels and "emotions" in row:
             row["asked"] = _probabilities([row], row["emotion"])[0]
-    result: dict[str, Any] = {"model": about["model"], "settings": settings, "pack": about["pack"], "judges": judges}
+    result: dict[str, Any] = {k: about[k] for k in ("model", "pack", "settings")} | {"judges": judges}
     result["conditions"] = _conditions(table, seed)
     result["table6"] = _table6(table, settings["emotions"], seed) if "classifier" in judging.metrics else {}
     if table and asked:
@@ -163,39 +180,34 @@ def _judge_rows(
     judges: dict[str, str] = {}
     directions = read_labels(judging.labels)
 
-    def ask(metric: str, judge: Judge, wanted: list[Row], take: Callable[[Row, Any], Mapping[str, Any]]) -> None:
+    def ask(metric: str, judge: Judge, wanted: list[Row], column: str, convert: Callable[[Any], Any] = lambda v: v):
         judges[metric] = judge.label
         for row, verdict in zip(wanted, verdicts.of(judge, wanted)):
-            row.update(take(row, verdict))
+            row[column] = None if verdict is None else convert(verdict)
+
+    def absolute(verdict: Mapping[str, float]) -> float:
+        return emotion_absolute({e: verdict.get(e, 0.0) for e in EAS_EMOTIONS})
 
     if "adherence" in judging.metrics:
-        ask("adherence", chat_judge(judging.judge, "topic"), table, lambda r, v: {"adherence": v})
+        ask("adherence", chat_judge(judging.judge, "topic"), table, "adherence")
     if "eas" in judging.metrics:
-        ask(
-            "eas", chat_judge(judging.judge, "scores"), table,
-            lambda r, v: {"eas": None if v is None else emotion_absolute({e: v.get(e, 0.0) for e in EAS_EMOTIONS})},
-        )  # fmt: skip
+        ask("eas", chat_judge(judging.judge, "scores"), table, "eas", absolute)
     if "eps" in judging.metrics:
-        ask(
-            "eps", classifier(judging.classifier, "emotional", EPS_LABELS), table,
-            lambda r, v: {"emotional": None if v is None else int(v == EPS_LABELS[2])},
-        )  # fmt: skip
+        judge = classifier(judging.classifier, "emotional", EPS_LABELS)
+        ask("eps", judge, table, "emotional", lambda v: int(v == EPS_LABELS[2]))
     if "classifier" in judging.metrics:
         wanted = [*table, *(r for r in rows if r["part"] == "fading")]
-        ask("classifier", classifier(judging.classifier, "emotions", labels), wanted, lambda r, v: {"emotions": v})
+        ask("classifier", classifier(judging.classifier, "emotions", labels), wanted, "emotions")
     if "perplexity" in judging.metrics:
         name = model if judging.perplexity == SELF else judging.perplexity
         judges["perplexity"] = f"{Path(name).name}{', the model itself' if judging.perplexity == SELF else ''}"
         for row, value in zip(table, verdicts.perplexity(name, table)):
             row["perplexity"] = value
     if circumplex := [r for r in rows if r["part"] == "circumplex"]:
-
-        def place(row: Row, label: str | None) -> Row:
-            angle = directions.get(label) if label else None
-            cosine = None if angle is None else cosine_of_angles(angle, row["angle"])
-            return {"top": label, "direction": angle, "cosine": cosine}
-
-        ask("circumplex", go_emotions(judging.go_emotions, list(directions)), circumplex, place)
+        ask("circumplex", go_emotions(judging.go_emotions, list(directions)), circumplex, "top")
+        for row in circumplex:
+            row["direction"] = angle = directions.get(row["top"])
+            row["cosine"] = None if angle is None else cosine_of_angles(angle, row["angle"])
     return judges
 
 
@@ -300,9 +312,7 @@ def _mixes(by: Mapping[str, list[Row]], full: Mapping[str, float], seed: int) ->
         if not all(halves):
             continue
         for emotion in (a, b):
-            zero, seen, *alone = (
-                summary(_probabilities(r, emotion), seed)["mean"] for r in (plain, rows, *halves)
-            )
+            zero, seen, *alone = (summary(_probabilities(r, emotion), seed)["mean"] for r in (plain, rows, *halves))
             if None not in (zero, seen, *alone):
                 points.append(
                     {
@@ -321,8 +331,8 @@ def _mixes(by: Mapping[str, list[Row]], full: Mapping[str, float], seed: int) ->
 def _circumplex(rows: list[Row], seed: int) -> dict[str, Any]:
     """Mean cosine per way and state, and the share of answers whose label has no direction."""
     ways: dict[str, Any] = {}
-    for way, found in itertools.groupby(sorted(rows, key=lambda r: r["way"]), key=lambda r: r["way"]):
-        kept = list(found)
+    for way in WAYS:
+        kept = [r for r in rows if r["way"] == way]
         states = {}
         for angle in sorted({r["angle"] for r in kept}):
             here = [r for r in kept if r["angle"] == angle]

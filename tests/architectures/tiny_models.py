@@ -103,6 +103,7 @@ FULL, SLIDING = "full_attention", "sliding_attention"
 
 MIXED = [SLIDING, FULL, SLIDING, FULL]
 ROPE = {"rope_type": "default", "rope_theta": 10000.0}
+LLAMA4_SCALING = {**ROPE, "llama_4_scaling_beta": 0.1, "original_max_position_embeddings": 64}
 YARN = {"type": "yarn", "factor": 2.0, "original_max_position_embeddings": 64, "mscale": 1.0, "mscale_all_dim": 1.0}
 MUP = {"logits_scaling": 1.0, "attention_multiplier": 0.35, "embedding_multiplier": 1.0, "residual_multiplier": 1.0}
 MINICPM = {"dim_model_base": 16, "scale_depth": 1.4, "scale_emb": 2.0}
@@ -271,9 +272,9 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "minicpm3": {**MINICPM, "rope_scaling": {"original_max_position_embeddings": 64}},
     "minimax": {"rotary_dim": 4},
     "minimax_m3_vl": {},
-    "ministral3": {"layer_types": MIXED, "rope_parameters": {**ROPE, "llama_4_scaling_beta": 0.1, "original_max_position_embeddings": 64}},
+    "ministral3": {"layer_types": MIXED, "rope_parameters": LLAMA4_SCALING},
     "mistral3": {},
-    "mistral4": {"rope_parameters": {**ROPE, "llama_4_scaling_beta": 0.1, "original_max_position_embeddings": 64}},
+    "mistral4": {"rope_parameters": LLAMA4_SCALING},
     "mixtral": {},
     "muse_glimmer": {},
     "nanbeige": {},

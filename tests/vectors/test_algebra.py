@@ -9,13 +9,14 @@ import sys
 
 import numpy as np
 import pytest
+from random_packs import IDENTITY, make_pack
 
 from mlx_emotion.errors import PackError
 from mlx_emotion.vectors import EmotionVectors
 from mlx_emotion.vectors.algebra import diff, likeness, merge
 
 
-def test_a_pack_does_not_differ_from_itself(make_pack):
+def test_a_pack_does_not_differ_from_itself():
     found = diff(make_pack(), make_pack(created="later"))
     assert found.metadata == ()
     assert found.only_a == found.only_b == ()
@@ -25,9 +26,9 @@ def test_a_pack_does_not_differ_from_itself(make_pack):
         assert like.norms[0] == like.norms[1]
 
 
-def test_every_difference_is_told(make_pack, identity):
+def test_every_difference_is_told():
     a = make_pack("joy", "fear")
-    b = make_pack("joy", "calm", site="residual", seed=1, model=dataclasses.replace(identity, fingerprint="e" * 32))
+    b = make_pack("joy", "calm", site="residual", seed=1, model=dataclasses.replace(IDENTITY, fingerprint="e" * 32))
     b.info.emotions["joy"]["scale"] = 3.0
     found = diff(a, b)
     assert found.metadata == (
@@ -39,8 +40,8 @@ def test_every_difference_is_told(make_pack, identity):
     assert list(found.common) == ["joy"]
 
 
-def test_packs_of_different_shape_have_no_cosine(make_pack, identity):
-    found = diff(make_pack(), make_pack(model=dataclasses.replace(identity, layers=5)))
+def test_packs_of_different_shape_have_no_cosine():
+    found = diff(make_pack(), make_pack(model=dataclasses.replace(IDENTITY, layers=5)))
     assert found.common == {}
     assert ("model.layers", 4, 5) in found.metadata
 
@@ -58,7 +59,7 @@ def test_likeness_by_layer():
     assert likeness(a, b).worst_cosine == pytest.approx(-1)
 
 
-def test_merge_takes_all_in_order_and_keeps_scales(make_pack):
+def test_merge_takes_all_in_order_and_keeps_scales():
     a, b = make_pack("joy", "fear", base_scale=2.0), make_pack("nostalgia", seed=1, base_scale=2.0, method="pca")
     b.info.emotions["nostalgia"] |= {"scale": 4.0, "valence": 0.3, "arousal": -0.4}
     c = merge([a, b])
@@ -71,7 +72,7 @@ def test_merge_takes_all_in_order_and_keeps_scales(make_pack):
     assert a.info.method == "mean"  # the packs themselves are left as they were
 
 
-def test_merge_of_one_emotion_twice(make_pack):
+def test_merge_of_one_emotion_twice():
     a, b = make_pack("joy", "fear"), make_pack("calm", "joy", seed=1, base_scale=1.0)
     b.info.emotions["joy"]["scale"] = 9.0
     a.samples["joy"] = np.ones((2, 4, 16), np.float16)
@@ -87,7 +88,7 @@ def test_merge_of_one_emotion_twice(make_pack):
     assert first.info.base_scale is None
 
 
-def test_the_same_emotion_twice_is_no_conflict(make_pack):
+def test_the_same_emotion_twice_is_no_conflict():
     assert list(merge([make_pack("joy", "fear"), make_pack("joy", "fear")])) == ["joy", "fear"]
 
 
@@ -95,12 +96,12 @@ def test_the_same_emotion_twice_is_no_conflict(make_pack):
     ("change", "told"),
     [({"fingerprint": "e" * 32}, "fingerprint"), ({"layers": 5}, "layers 4 and 5"), ({"width": 8}, "width 16 and 8")],
 )
-def test_packs_of_different_models_do_not_merge(change, told, make_pack, identity):
+def test_packs_of_different_models_do_not_merge(change, told):
     with pytest.raises(PackError, match=told):
-        merge([make_pack("joy"), make_pack("fear", model=dataclasses.replace(identity, **change))])
+        merge([make_pack("joy"), make_pack("fear", model=dataclasses.replace(IDENTITY, **change))])
 
 
-def test_sites_do_not_merge(make_pack):
+def test_sites_do_not_merge():
     with pytest.raises(PackError, match="site attention and residual"):
         merge([make_pack("joy"), make_pack("fear", site="residual")])
 

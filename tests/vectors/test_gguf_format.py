@@ -8,6 +8,7 @@ import struct
 import gguf
 import numpy as np
 import pytest
+from random_packs import IDENTITY, make_pack
 
 from mlx_emotion.errors import PackError, UsageError
 from mlx_emotion.vectors.travel import export_files, import_files
@@ -32,7 +33,7 @@ def ones(width: int = 16) -> np.ndarray:
     return np.ones(width, np.float32)
 
 
-def test_the_round_trip_keeps_vectors_and_metadata(make_pack, identity, tmp_path):
+def test_the_round_trip_keeps_vectors_and_metadata(tmp_path):
     pack = make_pack(site="residual", base_scale=2.5, method="pca", decoding={"max_tokens": 9})
     pack.info.emotions["nostalgia"] = {
         **pack.info.emotions.pop("joy"),
@@ -42,7 +43,7 @@ def test_the_round_trip_keeps_vectors_and_metadata(make_pack, identity, tmp_path
     }
     pack._vectors["nostalgia"] = pack._vectors.pop("joy")
     export_files(pack, "gguf", tmp_path / "out" / "m.gguf")
-    back = import_files([tmp_path / "out"], identity)
+    back = import_files([tmp_path / "out"], IDENTITY)
     assert set(back) == set(pack)
     for emotion in pack:
         assert np.array_equal(back[emotion], pack[emotion])
@@ -53,7 +54,7 @@ def test_the_round_trip_keeps_vectors_and_metadata(make_pack, identity, tmp_path
     assert back.info.catalogue["nostalgia"].colour == "#112233"
 
 
-def test_what_llama_cpp_reads(make_pack, tmp_path):
+def test_what_llama_cpp_reads(tmp_path):
     pack = make_pack("joy", site="residual")
     (path,) = export_files(pack, "gguf", tmp_path / "joy.gguf", "joy")
     reader = gguf.GGUFReader(path)
@@ -67,26 +68,26 @@ def test_what_llama_cpp_reads(make_pack, tmp_path):
         assert np.array_equal(found.data, pack["joy"][layer])
 
 
-def test_a_file_of_repengs(identity, tmp_path):
+def test_a_file_of_repengs(tmp_path):
     path = foreign(tmp_path / "happy.gguf", {1: ones(), 3: 2 * ones()})
-    pack = import_files([path], identity)
+    pack = import_files([path], IDENTITY)
     assert pack.info.site == "residual"
     assert pack["happy"][:, 0].tolist() == [0.0, 1.0, 0.0, 2.0]
     assert pack.scale("happy") == 1.0
 
 
-def test_only_residual_packs_convert(make_pack, identity, tmp_path):
+def test_only_residual_packs_convert(tmp_path):
     with pytest.raises(PackError, match="extract --site residual"):
         export_files(make_pack(), "gguf", tmp_path / "x.gguf", "joy")
     assert not list(tmp_path.iterdir())
     path = foreign(tmp_path / "joy.gguf", {1: ones()})
     with pytest.raises(UsageError, match="site residual, not attention"):
-        import_files([path], identity, site="attention")
+        import_files([path], IDENTITY, site="attention")
 
 
-def test_a_file_from_another_models_pack_is_refused_unless_forced(make_pack, identity, tmp_path):
+def test_a_file_from_another_models_pack_is_refused_unless_forced(tmp_path):
     (path,) = export_files(make_pack("joy", site="residual"), "gguf", tmp_path / "joy.gguf", "joy")
-    other = dataclasses.replace(identity, fingerprint="e" * 32)
+    other = dataclasses.replace(IDENTITY, fingerprint="e" * 32)
     with pytest.raises(PackError, match=r"another model: .*fingerprint.*--force"):
         import_files([path], other)
     assert import_files([path], other, force=True).info.model == other
@@ -95,7 +96,7 @@ def test_a_file_from_another_models_pack_is_refused_unless_forced(make_pack, ide
 @pytest.mark.parametrize(
     ("directions", "options", "told"),
     [
-        ({1: ones(15)}, {}, r"direction.1 is float32 \(15,\), wanted float32 \(16,\)"),
+        ({1: ones(15)}, {}, r"direction.1 is float32 \(15,\), wanted float32 or float16 \(16,\)"),
         ({4: ones()}, {}, "direction.4 is beyond"),
         ({1: np.full(16, np.nan, np.float32)}, {}, "not finite"),
         ({1: 0 * ones()}, {}, "all zero"),
@@ -105,20 +106,46 @@ def test_a_file_from_another_models_pack_is_refused_unless_forced(make_pack, ide
         ({}, {}, "no tensor direction.N"),
     ],
 )
-def test_a_wrong_vector_is_one_line(directions, options, told, identity, tmp_path):
+def test_a_wrong_vector_is_one_line(directions, options, told, tmp_path):
     path = foreign(tmp_path / "joy.gguf", directions, **options)
     with pytest.raises(PackError, match=told) as error:
-        import_files([path], identity)
+        import_files([path], IDENTITY)
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_a_large_model_is_told_by_its_size(identity, tmp_path):
+@pytest.mark.parametrize("text", [" ", "[]", "{}", '{"schema": 1}', "[" * 100_000])
+def test_metadata_of_ours_that_is_broken(text, tmp_path):
+    writer = gguf.GGUFWriter(tmp_path / "joy.gguf", "controlvector")
+    writer.add_string("mlx_emotion.pack", text)
+    writer.add_tensor("direction.1", ones())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(PackError, match=r"joy\.gguf: its mlx_emotion metadata is broken"):
+        import_files([tmp_path / "joy.gguf"], IDENTITY)
+
+
+def test_a_file_of_ours_that_lacks_layers(tmp_path):
+    pack = make_pack("joy", site="residual")
+    writer = gguf.GGUFWriter(tmp_path / "joy.gguf", "controlvector")
+    writer.add_string("mlx_emotion.pack", pack.info.to_json())
+    writer.add_tensor("direction.1", ones())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(PackError, match="1 emotions and 1 layers, wanted 1 and 3"):
+        import_files([tmp_path / "joy.gguf"], IDENTITY)
+
+
+def test_a_large_model_is_told_by_its_size(tmp_path):
     path = foreign(tmp_path / "joy.gguf", {1: ones()}, kind="llama")
     with open(path, "r+b") as file:
         file.truncate(64 << 20)
     with pytest.raises(PackError, match="64 MiB is too much for a control vector"):
-        import_files([path], identity)
+        import_files([path], IDENTITY)
 
 
 HEADER = struct.pack("<IIQQ", 0x46554747, 3, 1, 1)
@@ -141,19 +168,19 @@ KEY = struct.pack("<Q", 1) + b"k"
         HEADER + KEY + struct.pack("<I", 77),
     ],
 )
-def test_hostile_headers_end_at_once(content, identity, tmp_path):
+def test_hostile_headers_end_at_once(content, tmp_path):
     path = tmp_path / "joy.gguf"
     path.write_bytes(content)
     with pytest.raises(PackError, match="GGUF") as error:
-        import_files([path], identity)
+        import_files([path], IDENTITY)
     assert "\n" not in str(error.value)
 
 
-def test_every_cut_of_a_good_file_is_refused(make_pack, identity, tmp_path):
+def test_every_cut_of_a_good_file_is_refused(tmp_path):
     (path,) = export_files(make_pack("joy", site="residual"), "gguf", tmp_path / "joy.gguf", "joy")
     whole = path.read_bytes()
-    assert import_files([path], identity)
+    assert import_files([path], IDENTITY)
     for keep in range(0, len(whole) - 64, 97):
         path.write_bytes(whole[:keep])
         with pytest.raises(PackError):
-            import_files([path], identity)
+            import_files([path], IDENTITY)

@@ -9,6 +9,7 @@ import sys
 
 import numpy as np
 import pytest
+from random_packs import IDENTITY, make_pack
 from stand_in_hub import TOKEN, StandInHub
 
 from mlx_emotion.errors import MLXEmotionError, PackError, UsageError
@@ -40,16 +41,16 @@ def stand_in(server, monkeypatch):
 
 
 @pytest.fixture
-def pack(make_pack, tmp_path) -> EmotionVectors:
+def pack(tmp_path) -> EmotionVectors:
     found = make_pack()
     found.save(tmp_path / "model-attention.safetensors")
     return found
 
 
-def test_push_and_pull(stand_in, pack, identity, tmp_path):
+def test_push_and_pull(stand_in, pack, tmp_path):
     assert hub.push(pack, REPO) == f"{stand_in.url}/{REPO}/commit/0"
     assert set(stand_in.files[REPO]) == {"model-attention.safetensors", "README.md"}
-    (path,) = hub.pull(REPO, tmp_path / "pulled", identity)
+    (path,) = hub.pull(REPO, tmp_path / "pulled", IDENTITY)
     assert path.name == "somebody--feelings--model-attention.safetensors"
     assert path.read_bytes() == pack.path.read_bytes()
     back = EmotionVectors.load(path)
@@ -57,13 +58,13 @@ def test_push_and_pull(stand_in, pack, identity, tmp_path):
     assert np.array_equal(back["joy"], pack["joy"])
 
 
-def test_the_card_says_what_the_pack_is(stand_in, pack, identity):
+def test_the_card_says_what_the_pack_is(stand_in, pack):
     hub.push(pack, REPO)
     card = stand_in.files[REPO]["README.md"].decode()
     front = card.split("---\n")[1]
     assert "base_model: somebody/model-4bit\n" in front
     assert "library_name: mlx-emotion\n" in front
-    assert identity.fingerprint in card
+    assert IDENTITY.fingerprint in card
     assert f"vectors pull {REPO}" in card
     for emotion in pack:
         assert f"| {emotion} | 7 | 1.5 |" in card
@@ -75,8 +76,8 @@ def test_a_card_that_is_there_is_left_alone(stand_in, pack):
     assert stand_in.files[REPO]["README.md"] == b"mine"
 
 
-def test_only_packs_for_the_model_are_pulled(stand_in, pack, make_pack, identity, tmp_path):
-    other = dataclasses.replace(identity, id="somebody/model-8bit", fingerprint="e" * 32)
+def test_only_packs_for_the_model_are_pulled(stand_in, pack, tmp_path):
+    other = dataclasses.replace(IDENTITY, id="somebody/model-8bit", fingerprint="e" * 32)
     make_pack(model=other).save(tmp_path / "other.safetensors")
     from safetensors.numpy import save
 
@@ -86,11 +87,11 @@ def test_only_packs_for_the_model_are_pulled(stand_in, pack, make_pack, identity
         "weights.safetensors": save({"w": np.zeros(4, np.float32)}),
         "notes.txt": b"hello",
     }
-    (path,) = hub.pull(REPO, tmp_path / "one", identity)
+    (path,) = hub.pull(REPO, tmp_path / "one", IDENTITY)
     assert path.name == "somebody--feelings--a--model.safetensors"
     assert len(hub.pull(REPO, tmp_path / "both")) == 2
     with pytest.raises(PackError, match=r"no pack for x/y \(d+\), only for somebody/model-4bit"):
-        hub.pull(REPO, tmp_path / "none", dataclasses.replace(identity, id="x/y", fingerprint="d" * 32))
+        hub.pull(REPO, tmp_path / "none", dataclasses.replace(IDENTITY, id="x/y", fingerprint="d" * 32))
     assert not (tmp_path / "none").exists()
 
 

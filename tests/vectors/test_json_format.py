@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from random_packs import IDENTITY, make_pack
 
 from mlx_emotion.errors import PackError, UsageError
 from mlx_emotion.vectors import EmotionVectors
@@ -16,15 +17,15 @@ def good(layers: int = 4, width: int = 16) -> dict[str, list]:
     return {str(n): [[float(n + 1)] * width] for n in range(layers)}
 
 
-def test_export_and_import_keep_every_value(make_pack, identity, tmp_path):
+def test_export_and_import_keep_every_value(tmp_path):
     pack = make_pack()
     written = export_files(pack, "json", tmp_path / "out" / "qwen2.5.json")
     assert [p.name for p in written] == [f"qwen2.5_{e}.json" for e in pack]
-    back = import_files([tmp_path / "out"], identity)
+    back = import_files([tmp_path / "out"], IDENTITY)
     assert set(back) == set(pack)
     for emotion in pack:
         assert np.array_equal(back[emotion], pack[emotion])
-    assert back.info.model == identity
+    assert back.info.model == IDENTITY
     assert back.info.site == "attention"
     assert not back.calibrated
     assert back.scale("joy") == 1.0
@@ -32,25 +33,25 @@ def test_export_and_import_keep_every_value(make_pack, identity, tmp_path):
     assert np.array_equal(EmotionVectors.load(tmp_path / "back.safetensors")["joy"], pack["joy"])
 
 
-def test_the_authors_layout(identity, tmp_path):
+def test_the_authors_layout(tmp_path):
     path = tmp_path / "qwen2.5_anger.json"
     path.write_text(json.dumps(good()))
-    pack = import_files([path], identity, site="residual")
+    pack = import_files([path], IDENTITY, site="residual")
     assert pack.info.site == "residual"
     assert pack["anger"].shape == (4, 16)
     assert pack["anger"][:, 0].tolist() == [1.0, 2.0, 3.0, 4.0]
 
 
-def test_layers_are_ordered_by_number_not_as_text(identity, tmp_path):
+def test_layers_are_ordered_by_number_not_as_text(tmp_path):
     import dataclasses
 
-    deep = dataclasses.replace(identity, layers=12)
+    deep = dataclasses.replace(IDENTITY, layers=12)
     path = tmp_path / "x_joy.json"
     path.write_text(json.dumps(dict(reversed(good(12).items()))))
     assert import_files([path], deep)["joy"][:, 0].tolist() == list(range(1, 13))
 
 
-def test_one_emotion_goes_to_the_very_file(make_pack, tmp_path):
+def test_one_emotion_goes_to_the_very_file(tmp_path):
     assert export_files(make_pack(), "json", tmp_path / "one.json", "fear") == [tmp_path / "one.json"]
     assert list(tmp_path.iterdir()) == [tmp_path / "one.json"]
     with pytest.raises(UsageError, match="did you mean 'fear'"):
@@ -84,31 +85,31 @@ def broken(key: str, value) -> str:
         ("[" * 100_000, "not JSON"),
     ],
 )
-def test_a_wrong_file_is_one_line(text, told, identity, tmp_path):
+def test_a_wrong_file_is_one_line(text, told, tmp_path):
     path = tmp_path / "x_joy.json"
     path.write_text(text)
     with pytest.raises(PackError, match=told) as error:
-        import_files([path], identity)
+        import_files([path], IDENTITY)
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["x_neutral.json", "x_.json", "x_base.json", "x_joy.txt"])
-def test_a_wrong_name_is_refused(name, identity, tmp_path):
+def test_a_wrong_name_is_refused(name, tmp_path):
     (tmp_path / name).write_text(json.dumps(good()))
     with pytest.raises(PackError, match=name):
-        import_files([tmp_path / name], identity)
+        import_files([tmp_path / name], IDENTITY)
 
 
-def test_nothing_to_import(identity, tmp_path):
+def test_nothing_to_import(tmp_path):
     with pytest.raises(PackError, match=r"no .json or .gguf"):
-        import_files([tmp_path], identity)
+        import_files([tmp_path], IDENTITY)
     with pytest.raises(PackError, match="No such file"):
-        import_files([tmp_path / "x_joy.json"], identity)
+        import_files([tmp_path / "x_joy.json"], IDENTITY)
 
 
-def test_two_files_of_one_emotion_do_not_silently_win(identity, tmp_path):
+def test_two_files_of_one_emotion_do_not_silently_win(tmp_path):
     (tmp_path / "a_joy.json").write_text(json.dumps(good()))
     (tmp_path / "b_joy.json").write_text(broken("2", [[9.0] * 16]))
     with pytest.raises(PackError, match="both have joy"):
-        import_files([tmp_path], identity)
+        import_files([tmp_path], IDENTITY)

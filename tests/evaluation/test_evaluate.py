@@ -1,0 +1,356 @@
+"""A whole evaluation of a tiny model: plan, answers, scores, report; killed and resumed."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import mlx_emotion
+from mlx_emotion.cli import main
+from mlx_emotion.errors import EvaluationError, Interrupted, QueryError, UsageError
+from mlx_emotion.evaluation import run as stages
+from mlx_emotion.evaluation.plan import EQ_PLUS, Plan, Settings, read_queries
+from mlx_emotion.evaluation.run import Judging, Run, make_answers, make_report, plan_for, score
+from mlx_emotion.vectors import EmotionVectors
+
+SMALL = {"emotions": ["base", "fear", "joy"], "intensities": [0, 1], "max_tokens": 5, "batch_size": 2, "limit": 2}
+FAST = ("tables", "statements", "probes", "readout")
+RESULTS = ("answers.jsonl", "scores.json", "scores.csv", "report.html", "report.md")
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model_path, pack_path):
+    return mlx_emotion.load(str(tiny_model_path), vectors=pack_path)
+
+
+@pytest.fixture(scope="module")
+def pack(pack_path):
+    return EmotionVectors.load(pack_path)
+
+
+@pytest.fixture(scope="module")
+def done(model, tiny_model_path, queries_path, tmp_path_factory) -> Run:
+    """A finished run with every part that needs no extraction."""
+    run = Run(tmp_path_factory.mktemp("runs") / "whole")
+    plan = plan_for(model, queries=queries_path, parts=[*FAST, "circumplex", "fading"], **SMALL)
+    make_answers(model, str(tiny_model_path), plan, run)
+    score(run, Judging())
+    make_report(run)
+    return run
+
+
+# The plan.
+
+
+def test_no_condition_is_asked_twice_and_rows_differ_in_feeling(pack, queries_path):
+    plan = Plan(Settings.make(pack, queries=queries_path, **SMALL), pack)
+    ids = [t.id for t in plan.tasks]
+    assert len(ids) == len(set(ids))
+    first = [t.condition.id for t in plan.chunks[0].tasks[: len(plan.conditions)]]
+    assert first == [c.id for c in plan.conditions]
+    assert {"plain", "steering:base@1", "steering:fear@0.25", "prompt:joy", "last:fear@1", "mix:fear+joy"} <= set(first)
+
+
+def test_intensities_are_calibrated_and_scales_are_raw(pack, queries_path):
+    by_intensity = Plan(Settings.make(pack, queries=queries_path, emotions=["fear"], intensities=[0.5]), pack)
+    by_scale = Plan(Settings.make(pack, queries=queries_path, emotions=["fear"], scales=[0.5]), pack)
+    assert dict(by_intensity.conditions[1].scales) == {"fear": 1.0}  # 1.0 is scale 2 in this pack
+    assert dict(by_scale.conditions[1].scales) == {"fear": 0.5}
+    assert by_scale.full("fear") == 2.0
+
+
+def test_the_twelve_states_in_three_ways(pack, queries_path):
+    plan = Plan(Settings.make(pack, queries=queries_path, parts=["circumplex"], limit=1), pack)
+    tasks = plan.tasks
+    assert len(tasks) == 12 * 3
+    at_zero = {t.condition.way: t for t in tasks if t.condition.angle == 0}
+    assert "valence +1.00" in at_zero["prompt"].text
+    assert not at_zero["prompt"].condition.scales
+    assert at_zero["steering"].text == at_zero["steering"].query.text
+    assert at_zero["both"].condition.scales == at_zero["steering"].condition.scales != ()
+
+
+def test_a_list_of_400_is_read_as_eq_plus(tmp_path):
+    path = tmp_path / "eq+.json"
+    path.write_text(json.dumps([f"question {i}" for i in range(400)]))
+    queries, _ = read_queries(path)
+    assert [(g, len(q)) for g, q in queries.items()] == list(EQ_PLUS)
+    assert queries["neutral"][0] == "question 250"
+    path.write_text(json.dumps(["one", "two"]))
+    assert read_queries(path)[0] == {"all": ["one", "two"]}
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "says"),
+    [
+        ({"emotions": ["faer"]}, UsageError, "did you mean 'fear'"),
+        ({"scales": [1], "intensities": [1]}, UsageError, "not both"),
+        ({"scales": [float("nan")]}, UsageError, "numbers"),
+        ({"parts": ["tabels"]}, UsageError, "known are tables"),
+        ({"limit": 0}, UsageError, "limit is 0"),
+        ({"max_tokens": 0}, UsageError, "max-tokens is 0"),
+        ({"queries": "no-such.json"}, QueryError, "no-such.json"),
+    ],
+)
+def test_wrong_settings(pack, given, error, says):
+    with pytest.raises(error, match=says):
+        Settings.make(pack, **given)
+
+
+# A whole run.
+
+
+def test_the_folder_has_its_fixed_names(done):
+    assert {*RESULTS, "run.json", "figures"} <= {p.name for p in done.folder.iterdir()}
+    names = {p.stem for p in done.figures.iterdir()}
+    assert {"dose_response", "circumplex", "fading", "linearity", "addition"} <= names
+    assert all((done.figures / f"{n}{s}").stat().st_size for n in names for s in (".png", ".svg"))
+
+
+def test_scores_are_those_of_the_answers(done):
+    answers, scores = done.read_answers(), json.loads(done.scores.read_text())
+    assert scores["answers"] == len(answers) == done.read()["answers"]
+    with open(done.table, newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [r["id"] for r in rows] == [a["id"] for a in answers]
+    for condition in scores["conditions"]:
+        words = [int(r["words"]) for r in rows if r["condition"] == condition["id"]]
+        assert condition["n"] == len(words)
+        assert condition["metrics"]["words"]["mean"] == pytest.approx(sum(words) / len(words))
+
+
+def test_the_report_needs_no_other_file_and_says_who_judged(done):
+    page = done.report.read_text()
+    assert "<img" in page
+    assert 'src="figures' not in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert "built-in lexicon" in page
+    assert "topic-word overlap" in done.markdown.read_text()
+
+
+def test_a_steered_row_answers_otherwise_than_the_plain_one(done):
+    answers = {a["id"]: a["answer"] for a in done.read_answers() if a["part"] == "tables"}
+    plain = {i.split("|")[1]: a for i, a in answers.items() if i.startswith("plain|")}
+    steered = {i.split("|")[1]: a for i, a in answers.items() if i.startswith("steering:fear@1|")}
+    assert plain.keys() == steered.keys()
+    assert plain != steered
+
+
+def test_the_logit_shift_is_linear_at_doses_near_zero(model, tiny_model_path, queries_path, tmp_path):
+    """A smaller full dose is nearer to the tangent: R² goes to 1, and so does the sum of two shifts."""
+    found = []
+    for factor in (1.0, 0.05):
+        pack = model.vectors
+        entries = {e: {**v, "scale": v["scale"] * factor} for e, v in pack.info.emotions.items()}
+        info = type(pack.info)(**{**vars(pack.info), "emotions": entries})
+        plan = Plan(
+            Settings.make(pack, queries=queries_path, parts=["probes"], emotions=["fear", "joy"]),
+            EmotionVectors(dict(pack), info),
+        )
+        run = Run(tmp_path / str(factor))
+        make_answers(model, str(tiny_model_path), plan, run)
+        found.append(json.loads(run.probes.read_text()))
+    large, small = found
+    assert small["curves"]["fear"]["r2"] > 0.999 > 0.9 * large["curves"]["fear"]["r2"]
+    assert small["pairs"]["fear+joy"] > 0.999
+
+
+def test_a_loop_counts_as_repetition_beside_its_emotion(done, tmp_path):
+    """98 % "anger" of a looping text: the table shows both."""
+    run = Run(shutil.copytree(done.folder, tmp_path / "copy"))
+    run.judgements.unlink()
+    lines = [json.loads(line) for line in run.answers.read_text().splitlines()]
+    for line in lines:
+        if line["condition"] == "steering:fear@1":
+            line["answer"] = "I am terrified. " * 20
+    run.answers.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    metrics = {c["id"]: c["metrics"] for c in score(run, Judging(metrics=("classifier", "eas")))["conditions"]}
+    fear = metrics["steering:fear@1"]
+    assert fear["classifier"]["mean"] > 0.98
+    assert fear["low_distinct"]["mean"] == fear["looping"]["mean"] == 1
+    assert "perplexity" not in fear
+
+
+# Again, from where it was.
+
+
+def compare(a: Run, b: Run) -> None:
+    for name in RESULTS:
+        assert (a.folder / name).read_bytes() == (b.folder / name).read_bytes(), name
+    for path in a.figures.iterdir():
+        assert path.read_bytes() == (b.figures / path.name).read_bytes(), path.name
+
+
+def test_stopped_and_torn_it_ends_as_an_undisturbed_run(done, model, tiny_model_path, queries_path, tmp_path):
+    run = Run(tmp_path / "again")
+    plan = plan_for(model, queries=queries_path, parts=[*FAST, "circumplex", "fading"], **SMALL)
+    steps = 0
+
+    def stopped() -> bool:
+        nonlocal steps
+        steps += 1
+        return steps > 90
+
+    with pytest.raises(Interrupted, match="goes on from"):
+        make_answers(model, str(tiny_model_path), plan, run, stopped=stopped)
+    whole = len(run.read_answers())
+    assert 0 < whole < len(plan.tasks)
+    with open(run.answers, "ab") as file:  # as a machine that stops in the middle of writing leaves it
+        file.write(done.answers.read_bytes().splitlines(keepends=True)[whole] + b'{"id": "plain|fe')
+    make_answers(model, str(tiny_model_path), plan, run)
+    score(run, Judging())
+    half = run.judgements.read_bytes()
+    run.judgements.write_bytes(half[: len(half) // 2])
+    score(run, Judging())
+    make_report(run)
+    compare(done, run)
+
+
+def test_killed_it_ends_as_an_undisturbed_run(tiny_model_path, pack_path, queries_path, tmp_path):
+    def command(folder: Path) -> list[str]:
+        options = f"--parts tables --emotions fear,joy --scales 0,1,2,4 --max-tokens 12 --batch-size 2 -o {folder}"
+        files = ["--model", str(tiny_model_path), "--vectors", str(pack_path), "--queries", str(queries_path)]
+        return [sys.executable, "-m", "mlx_emotion", "evaluate", *files, *options.split()]
+
+    run = Run(tmp_path / "killed")
+    process = subprocess.Popen(command(run.folder), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    end = time.monotonic() + 120
+    while not (run.answers.exists() and run.answers.stat().st_size) and process.poll() is None:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    subprocess.run(command(run.folder), check=True, capture_output=True)
+    fresh = Run(tmp_path / "fresh")
+    subprocess.run(command(fresh.folder), check=True, capture_output=True)
+    compare(fresh, run)
+
+
+def test_an_answer_file_of_another_run_is_refused(model, queries_path, tmp_path):
+    plan, run = plan_for(model, queries=queries_path, parts=FAST, **SMALL), Run(tmp_path)
+    run.begin("tiny", model.identity, model.quantization, plan)
+    run.answers.write_text('{"id": "of another run", "answer": ""}\n')
+    with pytest.raises(EvaluationError, match="not this run's"):
+        make_answers(model, "tiny", plan, run)
+    run.answers.write_text("not json\n")
+    with pytest.raises(EvaluationError, match="line 1"):
+        make_answers(model, "tiny", plan, run)
+
+
+def test_other_settings_are_refused_until_restart(done, model, queries_path, tmp_path):
+    run = Run(shutil.copytree(done.folder, tmp_path / "copy"))
+    mine = tmp_path / "copy" / "notes.txt"
+    mine.write_text("mine")
+    plan = plan_for(model, queries=queries_path, parts=[*FAST, "circumplex", "fading"], seed=7, **SMALL)
+    with pytest.raises(EvaluationError, match=r"seed: there 0, asked 7.*--restart"):
+        run.begin("tiny", model.identity, model.quantization, plan)
+    assert run.answers.exists()
+    run.begin("tiny", model.identity, model.quantization, plan, restart=True)
+    assert not run.answers.exists()
+    assert mine.exists()
+
+
+# Bad input.
+
+
+def test_a_stage_before_its_time(tmp_path, done):
+    with pytest.raises(EvaluationError, match="--stage generate"):
+        score(Run(tmp_path), Judging())
+    run = Run(tmp_path / "begun")
+    run.folder.mkdir()
+    shutil.copy(done.file, run.file)
+    with pytest.raises(EvaluationError, match=r"0 of \d+ answers"):
+        score(run, Judging())
+    with pytest.raises(EvaluationError, match="--stage score"):
+        make_report(run)
+
+
+def test_a_judge_out_of_reach_keeps_answers_and_earlier_verdicts(done, tmp_path, monkeypatch):
+    from mlx_emotion.evaluation import judges
+
+    monkeypatch.setattr(judges.Endpoint, "pause", 0.0)
+    run = Run(shutil.copytree(done.folder, tmp_path / "copy"))
+    before = run.answers.read_bytes(), run.judgements.read_bytes()
+    with pytest.raises(EvaluationError, match="out of reach"):
+        score(run, Judging(judge="http://127.0.0.1:9#nobody"))
+    assert (run.answers.read_bytes(), run.judgements.read_bytes()) == before
+
+
+def test_only_empty_answers(done, tmp_path):
+    run = Run(shutil.copytree(done.folder, tmp_path / "copy"))
+    lines = [{**json.loads(line), "answer": ""} for line in run.answers.read_text().splitlines()]
+    run.answers.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(EvaluationError, match=r"every answer .* is empty"):
+        score(run, Judging())
+
+
+def test_one_question_gives_means_without_intervals(model, tiny_model_path, tmp_path):
+    path = tmp_path / "one.json"
+    path.write_text('["Who is there?"]')
+    run = Run(tmp_path / "one")
+    make_answers(model, str(tiny_model_path), plan_for(model, **{**SMALL, "queries": path, "parts": ["tables"]}), run)
+    scores = score(run, Judging())
+    words = scores["conditions"][0]["metrics"]["words"]
+    assert words["mean"] is not None
+    assert words["low"] is None
+    make_report(run)
+
+
+def test_the_papers_row_stands_beside_a_model_of_theirs(done, tmp_path):
+    run = Run(shutil.copytree(done.folder, tmp_path / "copy"))
+    scores = json.loads(run.scores.read_text())
+    scores["model"]["id"] = "mlx-community/Qwen2.5-7B-Instruct-4bit"
+    run.scores.write_text(json.dumps(scores))
+    make_report(run)
+    text = run.markdown.read_text()
+    assert "paper: Qwen2.5, 1 × base | – | 5.41 | 97.5 | 50.0 | 0.862" in text
+    assert "paper: Qwen2.5-7B, joy | 26.2" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--scales", "one,two"], "wanted numbers"),
+        (["--metrics", "nice"], "unknown metric nice"),
+        (["--emotions", ","], "--emotions is empty"),
+        (["--labels", "no-such.json"], "no-such.json"),
+        (["--judge", "http://127.0.0.1:9"], "names no model"),
+        (["--stage", "report"], "--stage score"),
+    ],
+)
+def test_the_command_says_what_is_wrong(arguments, says, tmp_path, capsys):
+    assert main(["evaluate", "-o", str(tmp_path / "out"), *arguments]) in (1, 2)
+    assert says in capsys.readouterr().err
+
+
+def test_a_model_without_a_pack(tiny_model_path, tmp_path, capsys):
+    assert main(["evaluate", "-m", str(tiny_model_path), "-o", str(tmp_path)]) == 1
+    assert "no pack for tiny" in capsys.readouterr().err
+
+
+def test_without_the_extra_the_answers_are_still_made(monkeypatch, tmp_path, capsys):
+    from mlx_emotion.evaluation import judges
+
+    monkeypatch.setattr(judges.importlib.util, "find_spec", lambda name: None)
+    assert main(["evaluate", "-o", str(tmp_path)]) == 1
+    assert "pip install 'mlx-emotion[eval]'" in capsys.readouterr().err
+    with pytest.raises(EvaluationError, match="matplotlib"):
+        stages.need_figures()
+
+
+def test_importing_the_stages_imports_nothing_heavy():
+    code = (
+        "import sys, mlx_emotion.cli.evaluate, mlx_emotion.evaluation.metrics, mlx_emotion.evaluation.judges\n"
+        "print([m for m in ('torch', 'transformers', 'matplotlib', 'sklearn', 'mlx_lm') if m in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ))
+    assert found.stdout.strip() == "[]", found.stderr

@@ -1,0 +1,227 @@
+"""Judges: the real pipeline code on tiny checkpoints, and an endpoint that misbehaves."""
+
+from __future__ import annotations
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from mlx_emotion.errors import EvaluationError, UsageError
+from mlx_emotion.evaluation import judges
+from mlx_emotion.evaluation.judges import Item
+from mlx_emotion.evaluation.metrics import EAS_EMOTIONS
+
+ITEMS = [Item("Who is there?", "I am terrified!"), Item("Which bus?", "Bus nine, at ten."), Item("What now?", "  ")]
+SCORES = json.dumps(dict.fromkeys(EAS_EMOTIONS, 10))
+
+
+# Built in.
+
+
+def test_the_built_in_judges():
+    found = {kind: judges.builtin(kind).judge(ITEMS[:2]) for kind in judges.KINDS}
+    assert found["topic"] == [1, 1]  # "Who is there?" has no topic word
+    assert found["emotional"] == ["emotional", "neutral"]
+    assert found["top"] == ["fear", "neutral"]
+    assert found["scores"][0]["fear"] > 0 == found["scores"][0]["joy"]
+    assert found["emotions"][1]["neutral"] == 1
+
+
+# Classifiers.
+
+
+def test_zero_shot_equals_the_pipeline(bart_path):
+    from transformers import pipeline
+
+    texts = [i.answer for i in ITEMS[:2]]
+    labels = ["emotionless", "neutral", "emotional"]
+    reference = pipeline("zero-shot-classification", model=str(bart_path), device="cpu")
+    single = judges.classifier(str(bart_path), "emotional", labels).judge(ITEMS)
+    assert single == [*(r["labels"][0] for r in reference(texts, labels, batch_size=16)), None]
+    multi = judges.classifier(str(bart_path), "emotions", labels).judge(ITEMS)
+    for verdict, wanted in zip(multi, reference(texts, labels, multi_label=True, batch_size=16)):
+        assert verdict == dict(zip(wanted["labels"], wanted["scores"]))
+    assert multi[2] is None
+
+
+def test_zero_shot_by_hand(bart_path):
+    """Multi-label is a softmax over contradiction and entailment; single-label one over the entailments."""
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    labels = ["anger", "joy"]
+    tokenizer = AutoTokenizer.from_pretrained(bart_path)
+    model = AutoModelForSequenceClassification.from_pretrained(bart_path).eval()
+    text = ITEMS[0].answer
+    with torch.no_grad():
+        logits = [
+            model(**tokenizer(text, f"This example is {label}.", return_tensors="pt")).logits[0] for label in labels
+        ]
+    (found,) = judges.classifier(str(bart_path), "emotions", labels).judge(ITEMS[:1])
+    for label, row in zip(labels, logits):
+        assert found[label] == pytest.approx(row[[0, 2]].softmax(0)[1].item(), rel=1e-4)
+    (top,) = judges.classifier(str(bart_path), "emotional", labels).judge(ITEMS[:1])
+    assert top == labels[int(torch.stack(logits)[:, 2].argmax())]
+
+
+def test_a_classifier_without_entailment_is_refused(roberta_path):
+    with pytest.raises(EvaluationError, match="no entailment"):
+        judges.classifier(str(roberta_path), "emotional", ["a", "b"]).judge(ITEMS[:1])
+
+
+def test_go_emotions(roberta_path):
+    from transformers import pipeline
+
+    known = list(judges.read_labels(None))
+    found = judges.go_emotions(str(roberta_path), known).judge(ITEMS)
+    reference = pipeline("text-classification", model=str(roberta_path), device="cpu")
+    assert found == [*(r["label"] for r in reference([i.answer for i in ITEMS[:2]])), None]
+
+
+def test_a_classifier_with_other_labels_names_them(roberta_path):
+    with pytest.raises(EvaluationError, match=r"admiration.*--labels"):
+        judges.go_emotions(str(roberta_path), ["anger", "fear", "joy", "neutral", "sadness"]).judge(ITEMS[:1])
+
+
+def test_a_missing_classifier_is_one_line(tmp_path):
+    with pytest.raises(EvaluationError, match="cannot load the classifier") as found:
+        judges.classifier(str(tmp_path / "none"), "emotions", ["anger"]).judge(ITEMS[:1])
+    assert "\n" not in str(found.value)
+
+
+def test_a_missing_extra_names_the_command():
+    with pytest.raises(EvaluationError, match=r"pip install 'mlx-emotion\[eval\]'"):
+        judges.need_extra("no_such_module", "a figure")
+
+
+# Label tables.
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"joy": "up"}', '{"joy": true}', "not json"])
+def test_a_broken_label_table(tmp_path, content):
+    path = tmp_path / "labels.json"
+    path.write_text(content)
+    with pytest.raises(UsageError, match=r"labels\.json"):
+        judges.read_labels(path)
+
+
+def test_the_shipped_label_table_covers_go_emotions_and_is_explained():
+    from mlx_emotion.evaluation.plan import circumplex_data
+
+    data = circumplex_data()
+    assert set(data["labels"]) == set(data["words"])
+    assert len(data["labels"]) == 28 + 2
+    assert data["labels"]["neutral"] is None
+
+
+# Verdicts of chat models.
+
+
+@pytest.mark.parametrize(
+    ("kind", "reply", "verdict"),
+    [
+        ("topic", '{"topic": 1}', 1),
+        ("topic", 'Sure! ```json\n{"topic": 0}\n``` Anything else?', 0),
+        ("topic", '{"topic": 2}', None),
+        ("topic", '{"topic": [1]}', None),
+        ("topic", "I cannot judge that.", None),
+        ("scores", SCORES, dict.fromkeys(EAS_EMOTIONS, 10.0)),
+        ("scores", SCORES.replace("10", "101", 1), None),
+        ("scores", SCORES.replace("10", '"high"', 1), None),
+        ("scores", SCORES[:-4], None),
+        ("scores", '{"anger": 1}', None),
+        ("scores", SCORES.replace("10", "NaN", 1), None),
+    ],
+)
+def test_read_verdict(kind, reply, verdict):
+    assert judges.read_verdict(kind, reply) == verdict
+
+
+class Endpoint:
+    """An OpenAI-compatible endpoint on this machine that gives the listed replies in turn, then the last for ever.
+
+    A reply is an HTTP status, ``None`` (a body that is no JSON), or the text of the answer.
+    """
+
+    def __init__(self, *replies: int | str | None) -> None:
+        self.replies, self.seen, self.lock = list(replies), [], threading.Lock()
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self):
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                with outer.lock:
+                    outer.seen.append((self.path, self.headers.get("Authorization"), body))
+                    reply = outer.replies.pop(0) if len(outer.replies) > 1 else outer.replies[0]
+                answer = {"choices": [{"message": {"content": reply}}]}
+                data = b"<html>" if reply is None else json.dumps(answer).encode()
+                self.send_response(reply if isinstance(reply, int) else 200)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            def log_message(self, *_):
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.spec = f"http://127.0.0.1:{self.server.server_port}/v1#judge-1"
+
+    def __enter__(self):
+        threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_):
+        self.server.shutdown()
+        self.server.server_close()
+
+
+@pytest.fixture(autouse=True)
+def no_pause(monkeypatch):
+    monkeypatch.setattr(judges.Endpoint, "pause", 0.0)
+    monkeypatch.setattr(judges.Endpoint, "timeout", 5.0)
+
+
+def test_an_endpoint_judges(monkeypatch):
+    monkeypatch.setenv("MLX_EMOTION_JUDGE_KEY", "secret")
+    with Endpoint('{"topic": 1}') as endpoint:
+        assert judges.chat_judge(endpoint.spec, "topic").judge(ITEMS) == [1, 1, 1]
+    path, key, body = endpoint.seen[0]
+    assert (path, key, body["model"], body["temperature"]) == ("/v1/chat/completions", "Bearer secret", "judge-1", 0)
+
+
+def test_an_endpoint_that_is_busy_and_broken_at_first():
+    with Endpoint(429, 500, None, SCORES) as endpoint:
+        found = judges.chat_judge(endpoint.spec, "scores").judge(ITEMS[:1])
+    assert found == [dict.fromkeys(EAS_EMOTIONS, 10.0)]
+    assert len(endpoint.seen) == 4
+
+
+def test_a_refusal_is_asked_once_more_and_then_missing():
+    with Endpoint("I would rather not.") as endpoint:
+        assert judges.chat_judge(endpoint.spec, "topic").judge(ITEMS[:1]) == [None]
+    assert len(endpoint.seen) == 2
+
+
+def test_a_wrong_key_ends_at_once():
+    with Endpoint(401) as endpoint, pytest.raises(EvaluationError, match="refuses the key"):
+        judges.chat_judge(endpoint.spec, "topic").judge(ITEMS[:1])
+    assert len(endpoint.seen) == 1
+
+
+def test_an_endpoint_out_of_reach():
+    with Endpoint("") as endpoint:
+        spec = endpoint.spec
+    with pytest.raises(EvaluationError, match=r"out of reach.*--stage score"):
+        judges.chat_judge(spec, "topic").judge(ITEMS[:1])
+
+
+def test_an_endpoint_without_a_model_name():
+    with pytest.raises(UsageError, match="names no model"):
+        judges.chat_judge("http://127.0.0.1:1/v1", "topic")
+
+
+def test_a_local_model_is_asked_and_its_nonsense_is_missing(tiny_model_path):
+    judge = judges.chat_judge(str(tiny_model_path), "topic")
+    assert judge.judge(ITEMS[:2]) == [None, None]

@@ -1,0 +1,258 @@
+"""The command line: what goes where, exit statuses, and one clear line for whatever is wrong."""
+
+import io
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import mlx_emotion
+from mlx_emotion.cli import main
+from mlx_emotion.vectors import EmotionVectors, PackInfo
+
+@pytest.fixture(scope="module")
+def pack(tiny_model_path, tmp_path_factory):
+    """A random calibrated pack of the tiny model."""
+    identity = mlx_emotion.load(str(tiny_model_path)).identity
+    rng = np.random.default_rng(1)
+    vectors = {n: rng.standard_normal((identity.layers, identity.width)) * 0.2 for n in ("fear", "joy")}
+    entries = {n: {"instructions": ["x"], "count": 2, "scale": 1.5} for n in vectors}
+    info = PackInfo(identity, "attention", entries, base_scale=1.0)
+    return EmotionVectors(vectors, info).save(tmp_path_factory.mktemp("packs") / "tiny.safetensors")
+
+
+@pytest.fixture
+def run(tiny_model_path, pack, capsys):
+    """Run a command in this process on the tiny model; gives (status, stdout, stderr)."""
+
+    def go(*arguments, model=True):
+        extra = ["--model", str(tiny_model_path), "--vectors", str(pack)] if model else []
+        status = main([*map(str, arguments), *extra])
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return go
+
+
+def test_help_imports_nothing_heavy():
+    probe = (
+        "import sys; from mlx_emotion.cli import main; main(['--help']); "
+        "sys.exit(any(m in sys.modules for m in ('mlx_lm', 'transformers', 'textual', 'mlx.core', 'numpy', 'rich')))"
+    )
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    assert "chat" in done.stdout
+
+
+def test_importing_the_library_imports_nothing_heavy():
+    probe = "import sys, mlx_emotion; sys.exit(any(m in sys.modules for m in ('mlx_lm', 'mlx.core', 'numpy')))"
+    assert subprocess.run([sys.executable, "-c", probe]).returncode == 0
+
+
+@pytest.mark.parametrize("name", ["chat", "generate", "extract", "calibrate", "vectors", "models", "doctor", "paths"])
+def test_every_command_has_help(name, capsys):
+    assert main([name, "--help"]) == 0
+    assert "Usage: mlx-emotion" in capsys.readouterr().out
+
+
+def test_generate_prints_the_answer_alone(run):
+    status, out, err = run("generate", "hello", "--emotion", "fear", "--max-tokens", "8", "--seed", "1")
+    assert status == 0
+    assert out.endswith("\n")
+    assert err == ""
+
+
+def test_generate_json_has_the_contract_s_fields(run, pack):
+    status, out, _ = run("generate", "hello", "--emotion", "fear:0.5", "--max-tokens", "8", "--seed", "7", "--json")
+    data = json.loads(out)
+    assert status == 0
+    wanted = {"text", "feeling", "scale", "model", "pack", "seed", "finish_reason", "guard", "prompt_tokens", "tokens"}
+    assert wanted | {"tokens_per_second", "time_to_first_token"} <= set(data)
+    assert data["scale"] == {"fear": 0.75}
+    assert data["seed"] == 7
+    assert data["pack"] == str(pack)
+    again = json.loads(run("generate", "hello", "-e", "fear:0.5", "--max-tokens", "8", "--seed", "7", "--json")[1])
+    assert again["text"] == data["text"]
+
+
+WRONG = [
+    (["generate", "hi", "--emotion", "feer"], 2, "did you mean 'fear'"),
+    (["generate", "hi", "--emotion", "fear:2"], 2, "intensity of fear is 2, wanted 0 to 1.5"),
+    (["generate", "hi", "--emotion", "fear;joy"], 2, "unknown emotion|cannot read"),
+    (["generate", "hi", "--temp", "-1"], 2, "temperature is -1"),
+    (["generate", "hi", "--temp", "warm"], 2, "not a valid float"),
+    (["generate", "hi", "--max-tokens", "0"], 2, "max-tokens is 0"),
+    (["generate", "hi", "--seed", "-3"], 2, "seed is -3"),
+    (["generate", "  "], 2, "the prompt is empty"),
+    (["generate"], 2, "Missing argument"),
+    (["generate", "hi", "--positions", "odd"], 2, "odd"),
+    (["extrakt"], 2, "did you mean 'extract'"),
+    (["generate", "hi", "--model", "/nowhere/model"], 1, "no model folder '/nowhere/model'"),
+    (["generate", "hi", "--model", "some/model-not-cached"], 1, "not cached on this machine and HF_HUB_OFFLINE"),
+    (["generate", "hi", "--vectors", "/nowhere.safetensors"], 1, "no such pack"),
+    (["extract", "--emotions", "feer"], 2, "did you mean 'fear'"),
+    (["extract", "--limit", "0"], 2, "limit is 0"),
+    (["extract", "--queries", "/nowhere.json"], 1, "No such file"),
+    (["vectors", "show", "nothing"], 1, "no such pack"),
+    (["calibrate", "nothing"], 1, "no such pack"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "status", "says"), WRONG, ids=[" ".join(w[0]) for w in WRONG])
+def test_wrong_input_is_one_line_and_the_right_status(arguments, status, says, capsys):
+    assert main(arguments) == status
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert re.search(says, captured.err), captured.err
+    assert captured.err.startswith("mlx-emotion: ")
+    assert len(captured.err.strip().splitlines()) == 1
+
+
+def test_broken_model_folders(tmp_path, tiny_model_path, capsys):
+    import shutil
+
+    def broken(change):
+        folder = tmp_path / "m"
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(tiny_model_path, folder)
+        change(folder)
+        assert main(["generate", "hi", "--model", str(folder)]) == 1
+        err = capsys.readouterr().err.strip()
+        assert len(err.splitlines()) == 1
+        return err
+
+    def cut(folder):
+        weights = folder / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-1000])
+
+    def config(**changes):
+        def change(folder):
+            data = json.loads((folder / "config.json").read_text())
+            (folder / "config.json").write_text(json.dumps(data | changes))
+
+        return change
+
+    assert "no config.json" in broken(lambda f: (f / "config.json").unlink())
+    assert "no model*.safetensors" in broken(lambda f: (f / "model.safetensors").unlink())
+    assert "cannot load" in broken(cut)
+    assert "cannot load" in broken(lambda f: (f / "config.json").write_text("{"))
+    assert "not supported" in broken(config(model_type="no_such_type"))
+    assert "remote" in broken(config(model_file="evil.py")) or "custom module" in broken(config(model_file="evil.py"))
+    assert "cannot load" in broken(config(num_hidden_layers=5))
+
+
+def test_a_pack_of_another_model_is_refused(pack, tmp_path, capsys):
+    from tests.conftest import make_llama
+
+    other = make_llama(tmp_path / "other", seed=1)
+    assert main(["generate", "hi", "--model", str(other), "--vectors", str(pack)]) == 1
+    assert "fingerprint" in capsys.readouterr().err
+    eight = make_llama(tmp_path / "eight", bits=8)
+    assert main(["generate", "hi", "--model", str(eight), "--vectors", str(pack), "--max-tokens", "3"]) == 1
+    assert "--force" in capsys.readouterr().err
+    assert main(["generate", "hi", "--model", str(eight), "--vectors", str(pack), "--max-tokens", "3", "--force"]) == 0
+
+
+@pytest.fixture
+def chat(tiny_model_path, pack, capsys, monkeypatch):
+    """Chat with lines from standard input; gives (status, stdout, stderr)."""
+
+    def go(lines, *arguments):
+        monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
+        status = main(["chat", "--model", str(tiny_model_path), "--vectors", str(pack), *arguments])
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return go
+
+
+def test_chat_answers_each_line_and_exits(chat):
+    lines = "hello\n\n/feel joy\n/intensity 50%\nand you\n/again fear:0.2\n/neutral\n/reset\n/help\n/quit\nnever\n"
+    status, out, err = chat(lines, "--emotion", "fear", "--max-tokens", "5")
+    assert status == 0
+    assert out.count("\n") >= 3
+    assert "feeling joy:0.5" in err
+    assert "feeling neutral" in err
+    assert "/save" in err
+
+
+def test_chat_with_a_wrong_command_says_so_and_fails(chat):
+    status, out, err = chat("/dance\n")
+    assert (status, out) == (2, "")
+    assert err.strip().splitlines() == ["mlx-emotion: no command /dance; /help lists them"]
+
+
+def test_save_writes_the_conversation(chat, tmp_path):
+    path = tmp_path / "talk.json"
+    assert chat(f"hello\n/save {path}\n", "--max-tokens", "5")[0] == 0
+    saved = json.loads(path.read_text())
+    assert [m["role"] for m in saved["messages"]] == ["user", "assistant"]
+
+
+def test_a_closed_pipe_is_no_error(tiny_model_path):
+    call = f'"{sys.executable}" -m mlx_emotion generate hello --model "{tiny_model_path}" --max-tokens 400'
+    done = subprocess.run(["bash", "-c", f"{call} | head -c 1; exit ${{PIPESTATUS[0]}}"], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert "Traceback" not in done.stderr
+    assert "BrokenPipe" not in done.stderr
+
+
+def test_interrupted_generation_ends_with_130(tiny_model_path):
+    import signal
+
+    call = [sys.executable, "-m", "mlx_emotion", "generate", "hello", "--model", str(tiny_model_path)]
+    process = subprocess.Popen([*call, "--max-tokens", "100000"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout.read(1)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert b"Traceback" not in errors
+
+
+def test_extract_calibrate_list_show_check(tiny_model_path, tmp_path, capsys):
+    queries = tmp_path / "q.json"
+    queries.write_text(json.dumps({"fear": ["who is there", "what was that"], "joy": ["we won", "look here"]}))
+    model = ["--model", str(tiny_model_path)]
+    assert main(["extract", *model, "--queries", str(queries), "--max-tokens", "8"]) == 0
+    path = capsys.readouterr().out.strip()
+    pack = EmotionVectors.load(path)
+    assert pack.calibrated
+    assert pack.info.base_scale is not None
+    assert main(["vectors", "list"]) == 0
+    assert "tiny-attention" in capsys.readouterr().out
+    assert main(["vectors", "show", "tiny-attention"]) == 0
+    assert "fear" in capsys.readouterr().out
+    assert main(["vectors", "check", "tiny-attention", *model]) == 0
+    capsys.readouterr()
+    assert main(["vectors", "check", "tiny-attention", "--model", "embedded"]) == 1
+    assert "is not for embedded" in capsys.readouterr().err
+    assert main(["generate", "hi", *model, "--emotion", "joy", "--max-tokens", "3", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["pack"] == path
+
+
+def test_paths_follow_the_home(home, capsys):
+    assert main(["paths"]) == 0
+    lines = capsys.readouterr().out.strip().splitlines()
+    assert len(lines) >= 4
+    assert all(str(home) in line for line in lines)
+
+
+def test_models_lists_the_embedded_one(capsys):
+    assert main(["models", "--json"]) == 0
+    (found,) = [m for m in json.loads(capsys.readouterr().out) if m["model"] == "embedded"]
+    assert found["quantization"] == "4-bit"
+
+
+def test_doctor_is_content(capsys):
+    assert main(["doctor"]) == 0
+    assert "FAIL" not in capsys.readouterr().out
+
+
+def test_a_config_that_is_not_toml(home, capsys):
+    (home / "config").mkdir(parents=True)
+    (home / "config" / "config.toml").write_text("model = ")
+    assert main(["generate", "hi"]) == 2
+    assert "config.toml" in capsys.readouterr().err

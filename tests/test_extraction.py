@@ -1,0 +1,184 @@
+"""Extraction on a tiny random model: the method's arithmetic, resuming, memory of what is done, bad query files."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+import mlx_emotion
+from mlx_emotion.batch import Job, run_batch
+from mlx_emotion.errors import Interrupted, QueryError, UsageError
+from mlx_emotion.extraction import Extraction, Plan
+from mlx_emotion.files import extraction_folder
+from mlx_emotion.vectors import EmotionVectors
+
+QUERIES = {"fear": ["who is there", "what was that", "is it dark"], "joy": ["look at this", "we won", "a gift"]}
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model_path):
+    return mlx_emotion.load(str(tiny_model_path))
+
+
+def plan(**more) -> Plan:
+    return Plan.make(queries=QUERIES, max_tokens=12, **more)
+
+
+def test_a_vector_is_the_mean_difference_of_means(model):
+    pack = mlx_emotion.extract(model, queries=QUERIES, max_tokens=12, batch_size=4)
+
+    def by_hand(voice):
+        shifts = []
+        made = plan()
+        for i, question in enumerate(QUERIES["fear"]):
+            wording = made.wordings["fear"][i % len(made.wordings["fear"])]
+            means = []
+            for text in (question, f"{wording}\n\n{question}"):
+                ids = voice.loaded.template.encode(voice.loaded.template.render([{"role": "user", "content": text}]))
+                (done,) = run_batch(voice, [Job(0, ids)], batch_size=1, max_tokens=12, capture=True)
+                means.append(done.mean)
+            shifts.append(means[1] - means[0])
+        return np.mean(shifts, axis=0)
+
+    expected = model.run(by_hand)
+    cosine = (pack["fear"] * expected).sum() / np.linalg.norm(pack["fear"]) / np.linalg.norm(expected)
+    assert cosine >= 0.9999
+    np.testing.assert_allclose(pack["fear"], expected, atol=1e-3)
+    assert pack["fear"].dtype == np.float32
+    assert (pack.activation_norm > 0).all()
+    assert pack.info.emotions["fear"]["count"] == 3
+    assert pack.info.queries["sha256"]
+
+
+def test_each_token_passes_through_the_model_once(model):
+    """Forwarded tokens are the prompt's and the response's, no more."""
+    seen = []
+
+    def work(voice):
+        inner = voice.taps.forward
+        extraction = Extraction(voice, plan(), batch_size=4, restart=True)
+        prompts = [len(j.prompt) for j in extraction._jobs()]
+        responses = []
+
+        def counting(tokens, *args, **kwargs):
+            seen.append(tokens.size)
+            return inner(tokens, *args, **kwargs)
+
+        voice.taps.forward = counting
+        try:
+            options = {"batch_size": 1, "max_tokens": 12, "capture": True}
+            for done in run_batch(voice, extraction._jobs(), **options):
+                responses.append(len(done.tokens) + (done.reason == "stop"))
+        finally:
+            del voice.taps.forward
+        return sum(prompts) + sum(responses)
+
+    assert model.run(work) == sum(seen)
+
+
+def test_interrupted_extraction_goes_on_and_ends_the_same(model):
+    whole = mlx_emotion.extract(model, queries=QUERIES, max_tokens=12, batch_size=2)
+
+    def first(voice):
+        extraction = Extraction(voice, plan(), batch_size=2, restart=True)
+        done = []
+        with pytest.raises(Interrupted, match="goes on from here"):
+            extraction.run(lambda p: done.append(p.done), lambda: len(done) >= 5)
+        return len(done)
+
+    def second(voice):
+        extraction = Extraction(voice, plan(), batch_size=2)
+        resumed, calls = extraction.resumed, []
+        pack = extraction.run(lambda p: calls.append(p))
+        extraction.forget()
+        return resumed, len(calls), pack
+
+    assert model.run(first) < 12
+    resumed, calls, pack = model.run(second)
+    assert resumed >= 2
+    assert resumed + calls == 12
+    for name in pack:
+        np.testing.assert_allclose(pack[name], whole[name], atol=1e-4)
+    assert not any(extraction_folder().iterdir())
+
+
+def test_other_settings_are_another_extraction(model):
+    def folders(voice):
+        limits = [Extraction(voice, plan(limit=n)).folder for n in (1, 2, None)]
+        return limits + [Extraction(voice, plan(emotions=["fear"])).folder]
+
+    assert len(set(model.run(folders))) == 4
+
+
+def test_samples_are_kept_and_their_mean_is_the_vector(model, tmp_path):
+    pack = mlx_emotion.extract(model, queries=QUERIES, max_tokens=12, keep_samples=True)
+    assert pack.samples["joy"].shape == (3, *pack["joy"].shape)
+    path = pack.save(tmp_path / "p.safetensors")
+    back = EmotionVectors.load(path, samples=True)
+    np.testing.assert_allclose(back.samples["joy"].astype(np.float32).mean(0), back["joy"], atol=2e-2)
+    assert EmotionVectors.load(path).samples == {}
+
+
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
+def test_a_killed_command_goes_on(tiny_model_path, home, tmp_path, sent):
+    """Killed in the middle, the same command finds most of the work done; the pack is that of an undisturbed run."""
+    queries = tmp_path / "q.json"
+    queries.write_text(json.dumps({"fear": [f"question number {n}, is it dark" for n in range(24)]}))
+    command = [sys.executable, "-m", "mlx_emotion", "extract", "--model", str(tiny_model_path), "--queries", str(queries)]
+    command += ["--batch-size", "2", "--max-tokens", "24", "--no-calibrate"]
+    process = subprocess.Popen([*command, "--output", str(tmp_path / "a.safetensors")], stderr=subprocess.PIPE)
+    state = None
+    deadline = time.monotonic() + 120
+    while state is None and time.monotonic() < deadline and process.poll() is None:
+        state = next(home.glob("cache/extraction/*/state.safetensors"), None)
+        time.sleep(0.02)
+    assert state is not None, process.stderr.read()
+    os.kill(process.pid, sent)
+    _, errors = process.communicate()
+    assert process.returncode == (130 if sent == signal.SIGINT else -signal.SIGKILL)
+    if sent == signal.SIGINT:
+        assert b"Traceback" not in errors
+    assert not (tmp_path / "a.safetensors").exists()
+    again = subprocess.run([*command, "--output", str(tmp_path / "a.safetensors")], capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert "going on:" in again.stderr
+    fresh = subprocess.run(
+        [*command, "--restart", "--output", str(tmp_path / "b.safetensors")], capture_output=True, text=True
+    )
+    assert fresh.returncode == 0, fresh.stderr
+    a, b = (EmotionVectors.load(tmp_path / f"{x}.safetensors") for x in "ab")
+    np.testing.assert_allclose(a["fear"], b["fear"], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("[]", "wanted one JSON object"),
+        ("{}", "wanted one JSON object"),
+        ("{", "not JSON"),
+        ('{"fear": []}', "'fear' must be a list"),
+        ('{"fear": "x"}', "'fear' must be a list"),
+        ('{"fear": ["x", ""]}', "question 1 of 'fear' is ''"),
+        ('{"fear": ["x", 3]}', "question 1 of 'fear' is 3"),
+    ],
+)
+def test_bad_query_files(tmp_path, content, says):
+    path = tmp_path / "q.json"
+    path.write_text(content)
+    with pytest.raises(QueryError, match=says) as caught:
+        Plan.make(queries=path)
+    assert str(path) in str(caught.value)
+
+
+def test_bad_plans(tmp_path):
+    with pytest.raises(QueryError, match="No such file"):
+        Plan.make(queries=tmp_path / "none.json")
+    with pytest.raises(UsageError, match="limit is 0"):
+        Plan.make(limit=0)
+    with pytest.raises(UsageError, match="did you mean 'fear'"):
+        Plan.make(emotions=["feer"])

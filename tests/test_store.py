@@ -1,0 +1,232 @@
+"""Conversations on disk: what is written is there again, whatever happens in between."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from mlx_emotion import store as store_module
+from mlx_emotion.errors import StoreError
+from mlx_emotion.store import Conflict, Exchange, Reply, Store, export_file, markdown
+
+FULL = Reply(
+    text="I am **afraid**.",
+    state="stop",
+    feeling="joy:0.5",
+    timeline=((0, "fear"), (4, "joy:0.5")),
+    seed=7,
+    model="embedded",
+    fingerprint="abc",
+    pack="embedded-attention",
+    guard=True,
+    tokens=9,
+    tokens_per_second=12.5,
+)
+
+
+@pytest.fixture
+def store(tmp_path):
+    made = Store(tmp_path / "c.sqlite3")
+    yield made
+    made.close()
+
+
+def test_what_is_added_is_read_back(store, tmp_path):
+    id_ = store.create("embedded")
+    exchange = Exchange("Who is\nthere?").with_reply(FULL)
+    store.add(id_, exchange)
+    other = Store(tmp_path / "c.sqlite3")
+    assert other.exchanges(id_) == [exchange]
+    (summary,) = other.conversations()
+    assert (summary.id, summary.title, summary.exchanges) == (id_, "Who is there?", 1)
+    other.close()
+
+
+def test_a_reply_grows_in_place_and_the_newest_is_chosen(store):
+    id_ = store.create("m")
+    first = Reply(state="writing")
+    exchange = Exchange("hi").with_reply(first)
+    store.add(id_, exchange)
+    store.save_reply(exchange, replace(first, text="Hel"))
+    store.save_reply(exchange, replace(first, text="Hello", state="stop"))
+    second = Reply(text="Hey", state="stop")
+    store.save_reply(exchange, second)
+    (found,) = store.exchanges(id_)
+    assert [r.text for r in found.replies] == ["Hello", "Hey"]
+    assert found.reply == second
+
+
+def test_a_dropped_exchange_is_gone_from_the_conversation(store):
+    id_ = store.create("m")
+    kept, dropped, new = Exchange("one"), Exchange("two"), Exchange("three")
+    store.add(id_, kept)
+    store.add(id_, dropped)
+    store.drop(id_, dropped)
+    store.add(id_, new)
+    assert [e.user for e in store.exchanges(id_)] == ["one", "three"]
+
+
+def test_two_windows_conflict_and_nothing_is_lost(store, tmp_path):
+    id_ = store.create("m")
+    store.add(id_, Exchange("one"))
+    other = Store(tmp_path / "c.sqlite3")
+    mine = other.exchanges(id_)
+    store.add(id_, Exchange("from the first window"))
+    with pytest.raises(Conflict):
+        other.add(id_, Exchange("from the second"))
+    copy = other.fork("m", "copy", mine)
+    other.add(copy, Exchange("from the second"))
+    assert [e.user for e in other.exchanges(id_)] == ["one", "from the first window"]
+    assert [e.user for e in other.exchanges(copy)] == ["one", "from the second"]
+    other.close()
+
+
+def test_delete_undelete_rename_find(store):
+    first, second = store.create("m", "first"), store.create("m", "second")
+    store.delete(second)
+    assert [c.id for c in store.conversations()] == [first]
+    assert [c.id for c in store.conversations(deleted=True)] == [second]
+    assert store.find("second", deleted=True).id == second
+    store.undelete(second)
+    store.rename(second, "  another\nname ")
+    assert store.find("another name").id == second
+    assert store.find(first[:10]).id == first
+    with pytest.raises(StoreError, match="no conversation 'nothing'"):
+        store.find("nothing")
+    with pytest.raises(StoreError, match="empty"):
+        store.rename(first, " ")
+
+
+def test_what_was_deleted_long_ago_is_forgotten(store, tmp_path, monkeypatch):
+    id_ = store.create("m", "old")
+    monkeypatch.setattr(store_module, "now", lambda: "2020-01-01T00:00:00+00:00")
+    store.delete(id_)
+    again = Store(tmp_path / "c.sqlite3")
+    assert again.conversations(deleted=True) == []
+    again.close()
+
+
+def test_export_import_is_the_same_conversation(store, tmp_path):
+    id_ = store.create("embedded", "the noise")
+    store.add(id_, Exchange("Who?").with_reply(Reply(text="no", state="stop")).with_reply(FULL))
+    store.add(id_, Exchange("unanswered"))
+    path = export_file(store, id_, tmp_path, "json")
+    copy = store.import_file(path)
+    strip = [(e.user, [replace(r, id="") for r in e.replies], e.reply and e.reply.text) for e in store.exchanges(id_)]
+    back = [(e.user, [replace(r, id="") for r in e.replies], e.reply and e.reply.text) for e in store.exchanges(copy)]
+    assert back == strip
+    assert copy != id_
+    again = export_file(store, id_, tmp_path, "json")
+    assert again != path
+    assert json.loads(again.read_text()) == json.loads(path.read_text())
+
+
+def test_markdown_tells_who_felt_what(store):
+    id_ = store.create("embedded", "t")
+    store.add(id_, Exchange("Who?").with_reply(replace(FULL, state="cancelled")))
+    text = markdown(store.export(id_))
+    assert "**You**\n\nWho?" in text
+    assert "fear → joy:0.5 (not finished)" in text
+    assert "I am **afraid**." in text
+
+
+def changed(data: dict, place: str, value: object) -> dict:
+    """``data`` with ``value`` in the conversation, its first exchange or that one's first reply."""
+    *path, name = place.split("/")
+    target = data
+    if path:
+        target = data["exchanges"][0]
+    if path == ["exchange", "reply"]:
+        target = target["replies"][0]
+    target[name] = value
+    return data
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "told"),
+    [
+        ("format", "other", "wanted 'mlx-emotion conversation'"),
+        ("exchanges", {}, "'exchanges' of the file is dict"),
+        ("exchanges", ["x"], "exchange 0 is not an object"),
+        ("exchange/user", 3, "'user' of exchange 0 is int"),
+        ("exchange/reply/state", "x", "state of reply 0 of exchange 0"),
+        ("exchange/reply/timeline", [1], "timeline of reply 0"),
+    ],
+)
+def test_a_wrong_import_is_one_line_and_stores_nothing(store, place, value, told):
+    id_ = store.create("m", "t")
+    store.add(id_, Exchange("hi").with_reply(FULL))
+    data = json.loads(json.dumps(store.export(id_)))
+    with pytest.raises(StoreError, match=told):
+        store.import_(changed(data, place, value))
+    assert len(store.conversations()) == 1
+
+
+@pytest.mark.parametrize("content", [b"not json", b"\xff\xfe", b'{"a":' * 50])
+def test_a_file_that_is_not_json(store, tmp_path, content):
+    path = tmp_path / "x.json"
+    path.write_bytes(content)
+    with pytest.raises(StoreError, match="not JSON"):
+        store.import_file(path)
+    with pytest.raises(StoreError, match="No such file"):
+        store.import_file(tmp_path / "missing.json")
+
+
+def test_a_corrupt_file_is_kept_aside(tmp_path):
+    path = tmp_path / "c.sqlite3"
+    garbage = b"this is no database " * 500
+    path.write_bytes(garbage)
+    store = Store(path)
+    assert store.aside is not None
+    assert store.aside.read_bytes() == garbage
+    store.add(store.create("m"), Exchange("works again"))
+    assert len(store.conversations()) == 1
+    store.close()
+
+
+def test_a_file_of_a_later_version_is_left_alone(tmp_path):
+    path = tmp_path / "c.sqlite3"
+    db = sqlite3.connect(path)
+    db.execute("PRAGMA user_version=99")
+    db.commit()
+    db.close()
+    with pytest.raises(StoreError, match="schema 99"):
+        Store(path)
+    assert list(tmp_path.glob("*corrupt*")) == []
+
+
+def test_no_space_is_an_error_and_the_next_write_works(store):
+    id_ = store.create("m")
+    store._db.execute(f"PRAGMA max_page_count={store._db.execute('PRAGMA page_count').fetchone()[0]}")
+    with pytest.raises(StoreError, match="full"):
+        store.add(id_, Exchange("x" * 100_000))
+    store._db.execute("PRAGMA max_page_count=100000")
+    store.add(id_, Exchange("again"))
+    assert [e.user for e in store.exchanges(id_)] == ["again"]
+
+
+def test_killed_while_a_reply_grows(tmp_path):
+    code = """
+import sys, time
+from mlx_emotion.store import Exchange, Reply, Store
+from dataclasses import replace
+s = Store(sys.argv[1]); r = Reply(); e = Exchange("hello").with_reply(r)
+s.add(s.create("m"), e); s.save_reply(e, replace(r, text="half a")); print("ready", flush=True); time.sleep(60)
+"""
+    path = tmp_path / "c.sqlite3"
+    with subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"ready\n"
+        os.kill(process.pid, signal.SIGKILL)
+    store = Store(path)
+    (exchange,) = store.exchanges(store.find().id)
+    assert exchange.user == "hello"
+    assert exchange.reply.text == "half a"
+    assert exchange.reply.partial
+    store.close()

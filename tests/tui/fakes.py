@@ -1,0 +1,155 @@
+"""A scripted model for the app: says what it is told to, at the pace it is told to."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import SimpleNamespace
+
+from mlx_emotion import CATALOGUE, Done, Feeling, FeelingChanged, GuardTripped, MLXEmotionError, Reading, Token
+from mlx_emotion.compare import Answer
+from mlx_emotion.options import Options
+
+NAMES = ["anger", "calm", "fear", "joy", "sadness"]
+
+
+@dataclass
+class Fake:
+    """The script: ``says`` word by word; ``go`` lets the next words out; ``breaks_after`` words it fails."""
+
+    says: str = "one two three four five six"
+    emotions: list[str] = field(default_factory=lambda: list(NAMES))
+    breaks_after: int | None = None
+    trips_after: int | None = None
+    go: threading.Event = field(default_factory=threading.Event)
+    id: str = "fake"
+    quantization: str = "4-bit"
+    memory: int = 5_000_000
+
+    def __post_init__(self) -> None:
+        self.go.set()
+        self.chats: list[FakeChat] = []
+        self.closed = False
+        self.identity = SimpleNamespace(fingerprint="f00d", id=self.id)
+        pack = SimpleNamespace(path=Path("fake-pack.safetensors"), calibrated=True)
+        self.vectors = pack if self.emotions else None
+        self.catalogue = {n: CATALOGUE[n] for n in self.emotions}
+
+    def feeling(self, value):
+        return Feeling.of(value, self.catalogue)
+
+    def chat(self, feeling=None, **options):
+        self.chats.append(FakeChat(self, self.feeling(feeling), Options(**options)))
+        return self.chats[-1]
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class FakeChat:
+    def __init__(self, model: Fake, feeling: Feeling, options: Options) -> None:
+        self.model, self.feeling, self.options = model, feeling, options
+        self.turns: list[list[str]] = []
+        self.seeds: list[int | None] = []
+        self._stop = threading.Event()
+
+    def feel(self, feeling):
+        self.feeling = self.model.feeling(feeling)
+
+    def stop(self):
+        self._stop.set()
+
+    def change(self, **options):
+        self.options = replace(self.options, **options)
+
+    def reset(self):
+        self.turns = []
+
+    def add(self, user, reply, felt=()):
+        self.turns.append([user, reply])
+
+    def drop(self):
+        self.turns.pop()
+
+    def stream(self, message, seed=None):
+        self.turns.append([message, ""])
+        return self._answer(seed)
+
+    def again(self, feeling=None, seed=None):
+        self.turns[-1][1] = ""
+        return self._answer(seed)
+
+    def compare(self, message, feelings, seed=None):
+        for column, feeling in enumerate(feelings):
+            text = f"{message} with {feeling}"
+            yield Answer(column, Token(text, 0))
+            yield Answer(column, self._done(text, "stop", feeling, 1, [(0, str(feeling))], False))
+
+    def _answer(self, seed):
+        self.seeds.append(seed)
+        self._stop.clear()
+        felt, timeline, said, reason, tripped = self.feeling, [(0, str(self.feeling))], "", "stop", False
+        for index, word in enumerate(self.model.says.split(" ")):
+            if index == self.model.breaks_after:
+                self.turns[-1][1] = said.strip()
+                raise MLXEmotionError("the engine broke")
+            while not self.model.go.wait(0.01) and not self._stop.is_set():
+                pass
+            if self._stop.is_set():
+                reason = "cancelled"
+                break
+            if self.feeling != felt:
+                felt = self.feeling
+                timeline.append((index, str(felt)))
+                yield FeelingChanged(str(felt), felt.weights, index)
+            if index == self.model.trips_after:
+                tripped = True
+                yield GuardTripped(index, 0.5)
+            piece = word if index == 0 else f" {word}"
+            said += piece
+            yield Token(piece, index)
+            if self.options.readout:
+                own = tuple((n, 0.1 * k) for k, n in enumerate(self.model.emotions))
+                yield Reading(index, own, own)
+        self.turns[-1][1] = said.strip()
+        yield self._done(said.strip(), reason, felt, len(said.split()), timeline, tripped)
+
+    def _done(self, text, reason, feeling, tokens, timeline, tripped):
+        return Done(
+            text=text, finish_reason=reason, feeling=str(feeling), scale=(), seed=1, guard=tripped, prompt_tokens=3,
+            prefilled=3, tokens=tokens, tokens_per_second=100.0, time_to_first_token=0.01, timeline=tuple(timeline),
+        )  # fmt: skip
+
+
+async def until(pilot, condition, seconds: float = 30.0) -> None:
+    """Wait for ``condition``; fails when it does not come."""
+    import time
+
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        await pilot.pause(0.01)
+
+
+async def ready(pilot) -> None:
+    await until(pilot, lambda: pilot.app.chat is not None)
+
+
+async def say(pilot, text: str) -> None:
+    """Write a message and send it."""
+    pilot.app.box.put(text)
+    await pilot.press("enter")
+
+
+async def answered(pilot, count: int) -> None:
+    """Wait until ``count`` messages have their replies."""
+    app = pilot.app
+    await until(pilot, lambda: app.speaking is None and len(app.transcript.exchanges) == count)
+
+
+def text_of(app) -> str:
+    """What the screen shows, as text."""
+    width, height = app.size
+    lines = app.screen._compositor.render_strips()
+    return "\n".join("".join(s.text for s in line)[:width].rstrip() for line in lines[:height])

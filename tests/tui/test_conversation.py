@@ -1,0 +1,344 @@
+"""Talking: streaming, stopping, answering again, editing, finding, copying; and what is stored of it."""
+
+from __future__ import annotations
+
+import pytest
+
+from mlx_emotion import MLXEmotionError, Store
+from mlx_emotion.tui.transcript import ReplyMessage
+
+from .fakes import Fake, answered, ready, say, text_of, until
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_a_message_is_answered_and_stored(make_app, fake):
+    app = make_app()
+    async with app.run_test(size=(100, 30)) as pilot:
+        await ready(pilot)
+        await say(pilot, "hello there")
+        await answered(pilot, 1)
+        await pilot.pause()
+        assert app.box.text == ""
+        shown = text_of(app)
+        assert "hello there" in shown
+        assert "one two three four five six" in shown
+        assert "100 tok/s" in shown
+    (summary,) = Store().conversations()
+    (exchange,) = Store().exchanges(summary.id)
+    assert (exchange.user, exchange.reply.text, exchange.reply.state) == ("hello there", fake.says, "stop")
+    assert (exchange.reply.model, exchange.reply.pack, exchange.reply.seed) == ("fake", "fake-pack", 1)
+
+
+async def test_the_message_is_on_disk_before_the_model_speaks(make_app, fake):
+    fake.go.clear()
+    app = make_app()
+    async with app.run_test() as pilot:
+        await ready(pilot)
+        await say(pilot, "are you there?")
+        await until(pilot, lambda: app.speaking is not None)
+        other = Store()
+        (exchange,) = other.exchanges(other.find().id)
+        assert exchange.user == "are you there?"
+        assert exchange.reply.state == "writing"
+        other.close()
+        fake.go.set()
+        await answered(pilot, 1)
+
+
+async def test_a_line_break_does_not_send(make_app):
+    app = make_app()
+    async with app.run_test() as pilot:
+        await ready(pilot)
+        await pilot.press("a", "ctrl+j", "b")
+        assert app.box.text == "a\nb"
+        await pilot.press("enter")
+        await answered(pilot, 1)
+        assert app.transcript.exchanges[0].user == "a\nb"
+
+
+async def test_up_brings_older_messages_and_down_the_draft(make_app):
+    app = make_app()
+    async with app.run_test() as pilot:
+        await ready(pilot)
+        for n, text in enumerate(("first", "second")):
+            await say(pilot, text)
+            await answered(pilot, n + 1)
+        await pilot.press("d", "up")
+        assert app.box.text == "second"
+        await pilot.press("up")
+        assert app.box.text == "first"
+        await pilot.press("down", "down")
+        assert app.box.text == "d"
+
+
+async def test_escape_stops_and_keeps_what_came(make_app, fake):
+    app = make_app()
+    async with app.run_test() as pilot:
+        await ready(pilot)
+        fake.go.clear()
+        await say(pilot, "go on")
+        await until(pilot, lambda: app.speaking is not None)
+        await pilot.press("escape")
+        await answered(pilot, 1)
+        assert app.transcript.exchanges[0].reply.state == "cancelled"
+        fake.go.set()
+        await say(pilot, "again")
+        await answered(pilot, 2)
+        assert app.transcript.exchanges[1].reply.text == fake.says
+    assert fake.chats[0].turns == [["again", fake.says]]  # an unanswered message is not told to the model
+
+
+async def test_again_with_another_feeling_keeps_both_replies(make_app, fake):
+    app = make_app(feeling="fear")
+    async with app.run_test(size=(120, 30)) as pilot:
+        await ready(pilot)
+        await say(pilot, "hi")
+        await answered(pilot, 1)
+        app.feel(fake.feeling("joy:0.5"))
+        fake.says = "another reply"
+        await pilot.press("ctrl+r")
+        await until(pilot, lambda: app.speaking is None and len(app.transcript.exchanges[0].replies) == 2)
+        exchange = app.transcript.exchanges[0]
+        assert [r.feeling for r in exchange.replies] == ["fear", "joy:0.5"]
+        assert exchange.reply.text == "another reply"
+        await pilot.pause()
+        assert "2 replies made" in text_of(app)
+        await app.action_variant()
+        assert app.transcript.exchanges[0].reply.text == "one two three four five six"
+        await app.action_again(True)  # as the chosen one was felt
+        await until(pilot, lambda: app.speaking is None and len(app.transcript.exchanges[0].replies) == 3)
+        assert app.transcript.exchanges[0].reply.feeling == "fear"
+        assert str(app.feeling) == "fear"
+
+
+async def test_editing_replaces_the_last_message(make_app, fake):
+    app = make_app()
+    async with app.run_test() as pilot:
+        await ready(pilot)
+        await say(pilot, "one")
+        await answered(pilot, 1)
+        await say(pilot, "tow")
+        await answered(pilot, 2)
+        await pilot.press("ctrl+g")
+        assert app.box.text == "tow"
+        await pilot.press("escape")
+        assert app.box.text == ""
+        assert len(app.transcript.exchanges) == 2
+        await pilot.press("ctrl+g")
+        await say(pilot, "two")
+        await answered(pilot, 2)
+        assert [e.user for e in app.transcript.exchanges] == ["one", "two"]
+        assert [u for u, _ in fake.chats[0].turns] == ["one", "two"]
+        stored = app.store.exchanges(app.conversation)
+        assert [e.user for e in stored] == ["one", "two"]
+
+
+async def test_a_reply_that_fails_is_kept_and_the_next_works(make_app):
+    fake = Fake(breaks_after=2)
+    app = make_app(fake)
+    async with app.run_test(size=(100, 30)) as pilot:
+        await ready(pilot)
+        await say(pilot, "hi")
+        await answered(pilot, 1)
+        reply = app.transcript.exchanges[0].reply
+        assert (reply.state, reply.text, reply.error) == ("failed", "one two", "the engine broke")
+        await pilot.pause()
+        assert "the engine broke" in text_of(app)
+        fake.breaks_after = None
+        await say(pilot, "and now?")
+        await answered(pilot, 2)
+        assert app.transcript.exchanges[1].reply.state == "stop"
+
+
+class FullDisk(Store):
+    """A store that has no room, until it has."""
+
+    full = False
+
+    def _transaction(self):
+        if self.full:
+            raise MLXEmotionError("the disk is full")
+        return super()._transaction()
+
+
+async def test_a_full_disk_loses_no_message(make_app, fake):
+    app = make_app(store=FullDisk)
+    async with app.run_test(size=(100, 30)) as pilot:
+        await ready(pilot)
+        app.store.full = True
+        await say(pilot, "precious")
+        await until(pilot, lambda: app.box.text == "precious")
+        assert fake.chats[0].turns == []
+        await pilot.pause()
+        assert "the disk is full" in text_of(app)
+        app.store.full = False
+        await pilot.press("enter")
+        await answered(pilot, 1)
+        assert app.transcript.exchanges[0].reply.text == fake.says
+
+
+async def test_a_disk_that_fills_during_a_reply(make_app, fake):
+    app = make_app(store=FullDisk)
+    async with app.run_test() as pilot:
+        await ready(pilot)
+        fake.go.clear()
+        await say(pilot, "hi")
+        await until(pilot, lambda: app.speaking is not None)
+        app.store.full = True
+        fake.go.set()
+        await answered(pilot, 1)
+        assert app.transcript.exchanges[0].reply.text == fake.says
+        app.store.full = False
+        await say(pilot, "next")
+        await answered(pilot, 2)
+        assert [e.reply.text for e in app.store.exchanges(app.conversation)] == [fake.says] * 2
+
+
+async def test_two_windows_on_one_conversation(make_app):
+    app = make_app()
+    async with app.run_test() as pilot:
+        await ready(pilot)
+        await say(pilot, "one")
+        await answered(pilot, 1)
+        first = app.conversation
+        other = Store()
+        other.exchanges(first)
+        from mlx_emotion import Exchange
+
+        other.add(first, Exchange("from elsewhere"))
+        await say(pilot, "two")
+        await answered(pilot, 2)
+        assert app.conversation != first
+        assert [e.user for e in other.exchanges(first)] == ["one", "from elsewhere"]
+        assert [e.user for e in other.exchanges(app.conversation)] == ["one", "two"]
+        other.close()
+
+
+async def test_a_corrupt_database_is_told_and_kept(make_app, home):
+    path = home / "data" / "conversations" / "conversations.sqlite3"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"no database" * 1000)
+    app = make_app()
+    async with app.run_test(size=(140, 30)) as pilot:
+        await ready(pilot)
+        assert app.store.aside.exists()
+        assert app.store.aside.read_bytes() == b"no database" * 1000
+        await say(pilot, "hi")
+        await answered(pilot, 1)
+
+
+async def test_pasted_control_characters_are_harmless(make_app):
+    from textual.events import Paste
+
+    app = make_app()
+    async with app.run_test() as pilot:
+        await ready(pilot)
+        app.post_message(Paste("a\x1b[31mred\x07\r\nb\x9b2J"))
+        await until(pilot, lambda: "b" in app.box.text)
+        assert app.box.text == "a[31mred\nb2J"
+        app.box.put("")
+        app.post_message(Paste("x" * 100_000))
+        await until(pilot, lambda: len(app.box.text) == 100_000)
+        await pilot.press("enter")
+        await answered(pilot, 1)
+        assert len(app.transcript.exchanges[0].user) == 100_000
+
+
+async def test_find_reveals_a_message_that_is_not_mounted(make_app):
+    from mlx_emotion import Exchange, Reply
+
+    store = Store()
+    id_ = store.fork("fake", "long", [Exchange(f"m{n}.").with_reply(Reply(f"r{n}.", state="stop")) for n in range(200)])
+    store.close()
+    app = make_app(resume=id_)
+    async with app.run_test(size=(100, 30)) as pilot:
+        await ready(pilot)
+        assert len(app.transcript.messages) < 60
+        assert app.transcript.of(3) == []
+        await pilot.press("ctrl+f", *"r3.", "enter")
+        await until(pilot, lambda: bool(app.transcript.of(3)))
+        assert "r3." in [m.source for m in app.transcript.of(3)]
+
+
+async def test_scrolling_up_mounts_older_and_unmounts_newer(make_app):
+    from mlx_emotion import Exchange, Reply
+
+    store = Store()
+    id_ = store.fork("fake", "long", [Exchange(f"m{n}").with_reply(Reply(f"r{n}", state="stop")) for n in range(80)])
+    store.close()
+    app = make_app(resume=id_)
+    async with app.run_test(size=(100, 30)) as pilot:
+        await ready(pilot)
+        for _ in range(400):
+            if app.transcript.first == 0:
+                break
+            app.transcript.scroll_relative(y=-8, animate=False)
+            await pilot.pause(0.01)
+        assert app.transcript.first == 0
+        assert app.transcript.last < 80
+        assert [m.source for m in app.transcript.messages][:2] == ["m0", "r0"]
+        await app.transcript.action_ends(1)
+        await until(pilot, lambda: bool(app.transcript.of(79)))
+
+
+async def test_resume_tells_the_model_what_was_said(make_app, fake):
+    app = make_app()
+    async with app.run_test() as pilot:
+        await ready(pilot)
+        await say(pilot, "one")
+        await answered(pilot, 1)
+    again = make_app(resume="")
+    async with again.run_test() as pilot:
+        await ready(pilot)
+        assert [e.user for e in again.transcript.exchanges] == ["one"]
+        await say(pilot, "two")
+        await answered(pilot, 2)
+    assert fake.chats[1].turns == [["one", fake.says], ["two", fake.says]]
+
+
+async def test_a_cut_off_reply_is_marked(make_app):
+    from mlx_emotion import Exchange, Reply
+
+    store = Store()
+    id_ = store.create("fake")
+    store.add(id_, Exchange("hi").with_reply(Reply("half a", tokens=2)))
+    store.close()
+    app = make_app(resume="")
+    async with app.run_test(size=(100, 30)) as pilot:
+        await ready(pilot)
+        await pilot.pause()
+        assert "cut off" in text_of(app)
+
+
+async def test_words_are_coloured_by_what_was_read(make_app):
+    app = make_app()
+    async with app.run_test(size=(100, 30)) as pilot:
+        await ready(pilot)
+        await say(pilot, "hi")
+        await answered(pilot, 1)
+        reply = app.transcript.latest
+        assert isinstance(reply, ReplyMessage)
+        assert len(reply.readings) == 6
+        await pilot.press("ctrl+b")
+        await pilot.pause()
+        assert "the model's own activations" in text_of(app)
+        await pilot.press("ctrl+b")
+        await pilot.pause()
+        assert "the model's own activations" not in text_of(app)
+
+
+async def test_copy_takes_the_chosen_message(make_app, monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    app = make_app()
+    async with app.run_test() as pilot:
+        await ready(pilot)
+        await say(pilot, "take me")
+        await answered(pilot, 1)
+        await pilot.press("ctrl+y")
+        assert app.clipboard == "one two three four five six"
+        await pilot.press("shift+tab")
+        await until(pilot, lambda: app.transcript.chosen is not None)
+        await pilot.press("up")
+        await pilot.press("c")
+        assert app.clipboard == "take me"

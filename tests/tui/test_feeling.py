@@ -1,0 +1,171 @@
+"""The feeling panel: bars, circumplex, switches; by keys and mouse, also in the middle of a reply."""
+
+from __future__ import annotations
+
+import pytest
+
+from mlx_emotion.tui.panel import Bars, Pad
+
+from .fakes import Fake, answered, ready, say, text_of, until
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_tab_reaches_the_emotions_and_keeps_the_draft(make_app):
+    app = make_app()
+    async with app.run_test(size=(120, 40)) as pilot:
+        await ready(pilot)
+        await pilot.press(*"half a", "tab")
+        await until(pilot, lambda: isinstance(app.focused, Bars))
+        await pilot.press("down", "down", "right", "right")
+        assert str(app.feeling) == "fear:0.1"
+        await pilot.press("tab")
+        await until(pilot, lambda: app.focused is app.box)
+        assert app.box.text == "half a"
+
+
+async def test_bars_by_keys(make_app, fake):
+    app = make_app()
+    async with app.run_test(size=(120, 40)) as pilot:
+        await ready(pilot)
+        app.panel.bars.focus()
+        await pilot.press("space")
+        assert str(app.feeling) == "anger"
+        await pilot.press("shift+right", "shift+right", "shift+right")
+        assert app.feeling.weights == (("anger", 1.5),)
+        await pilot.press("5")
+        assert str(app.feeling) == "anger:0.5"
+        await pilot.press("down", "3")
+        assert str(app.feeling) == "anger:0.5,calm:0.3"
+        await pilot.press("0", "up", "left")
+        assert str(app.feeling) == "anger:0.45"
+        await pilot.press("b")
+        assert str(app.feeling) == "base"
+        await pilot.press("n")
+        assert app.feeling.neutral
+        assert fake.chats[0].feeling == app.feeling
+
+
+async def test_bars_by_mouse(make_app):
+    app = make_app()
+    async with app.run_test(size=(120, 40)) as pilot:
+        await ready(pilot)
+        start, width = app.panel.bars._geometry()
+        left = app.panel.bars.content_region.x - app.panel.bars.region.x
+        await pilot.mouse_down(app.panel.bars, offset=(left + start + width // 3, 2))
+        await pilot.hover(app.panel.bars, offset=(left + start + width * 2 // 3, 2))
+        await pilot.mouse_up(app.panel.bars, offset=(left + start + width * 2 // 3, 2))
+        ((name, value),) = app.feeling.weights
+        assert name == "fear"
+        assert value == pytest.approx(1.0, abs=0.1)
+
+
+async def test_the_pad_mixes_neighbours(make_app):
+    app = make_app()
+    async with app.run_test(size=(120, 40)) as pilot:
+        await ready(pilot)
+        app.panel.bars.focus()
+        await pilot.press("p")
+        assert isinstance(app.focused, Pad)
+        await pilot.press("right", "right", "right", "right", "right")
+        assert {n for n, _ in app.feeling.weights} == {"joy", "calm"}
+        assert app.feeling.point == pytest.approx((0.5, 0.0), abs=0.01)
+        assert app.panel.bars.weights == dict(app.feeling.weights)
+        await pilot.press("0")
+        assert app.feeling.neutral
+
+
+async def test_the_pad_by_mouse_and_its_point_follows_the_bars(make_app):
+    app = make_app()
+    async with app.run_test(size=(120, 40)) as pilot:
+        await ready(pilot)
+        pad = app.panel.pad
+        left = pad.content_region.x - pad.region.x
+        column, row = pad._cell(-0.5, 0.5)
+        await pilot.mouse_down(pad, offset=(left + column, row))
+        await pilot.mouse_up(pad, offset=(left + column, row))
+        valence, arousal = app.feeling.point
+        assert valence == pytest.approx(-0.5, abs=0.1)
+        assert arousal == pytest.approx(0.5, abs=0.15)
+        app.panel.bars.focus()
+        await pilot.press("n", "down", "down", "down", "space")
+        assert str(app.feeling) == "joy"
+        assert pad.point == pytest.approx(app.feeling.point)
+
+
+async def test_three_changes_in_the_middle_of_a_reply(make_app, fake):
+    fake.says = " ".join(f"w{n}" for n in range(400))
+    app = make_app()
+    async with app.run_test(size=(120, 40)) as pilot:
+        await ready(pilot)
+        app.panel.bars.focus()
+        fake.go.clear()
+        await say(pilot, "hi") if app.focused is app.box else app.box.post_message(app.box.Sent("hi"))
+        await until(pilot, lambda: app.speaking is not None)
+        for number, keys in enumerate((["space"], ["n"], ["down", "5"]), start=1):
+            await pilot.press(*keys)
+            fake.go.set()
+            await until(pilot, lambda n=number: len(app.transcript.latest.reply.timeline) == n + 1)
+            fake.go.clear()
+        fake.go.set()
+        await answered(pilot, 1)
+        reply = app.transcript.exchanges[0].reply
+        assert [f for _, f in reply.timeline] == ["neutral", "anger", "neutral", "calm:0.5"]
+        assert app.store.exchanges(app.conversation)[0].reply.timeline == reply.timeline
+        await pilot.pause()
+        assert "→" in text_of(app)
+
+
+async def test_switches_and_the_guard(make_app):
+    fake = Fake(trips_after=2)
+    app = make_app(fake)
+    async with app.run_test(size=(140, 40)) as pilot:
+        await ready(pilot)
+        app.panel.bars.focus()
+        await pilot.press("k")
+        assert fake.chats[0].options.history == "refeel"
+        await pilot.press("g")
+        assert fake.chats[0].options.guard is False
+        await pilot.press("g", "tab")
+        await say(pilot, "hi")
+        await answered(pilot, 1)
+        await pilot.pause()
+        shown = text_of(app)
+        assert "refeel" in shown
+        assert "dose at 50 %" in shown
+        assert "began to loop" in shown
+
+
+async def test_the_meter_shows_what_was_read(make_app):
+    app = make_app()
+    async with app.run_test(size=(140, 40)) as pilot:
+        await ready(pilot)
+        await say(pilot, "hi")
+        await answered(pilot, 1)
+        assert app.panel.meter.own["sadness"] == pytest.approx(0.4)
+        await pilot.pause()
+        assert "READ FROM THE ACTIVATIONS" in text_of(app)
+        assert "40 %" in text_of(app)
+
+
+async def test_a_model_without_a_pack_says_so_and_talks(make_app):
+    fake = Fake(emotions=[])
+    app = make_app(fake, feeling="fear")
+    async with app.run_test(size=(120, 40)) as pilot:
+        await ready(pilot)
+        await pilot.pause()
+        assert "No emotion vectors" in text_of(app)
+        app.panel.bars.focus()
+        await pilot.press("space", "right", "b", "n")
+        app.box.focus()
+        await say(pilot, "hi")
+        await answered(pilot, 1)
+        assert app.transcript.exchanges[0].reply.feeling == "neutral"
+
+
+async def test_an_unknown_first_feeling_is_told(make_app):
+    app = make_app(feeling="feer")
+    async with app.run_test(size=(120, 40)) as pilot:
+        await ready(pilot)
+        await pilot.pause()
+        assert app.feeling.neutral

@@ -1,0 +1,294 @@
+"""The frame: sizes, help, settings, first start, loading, the dialogs."""
+
+from __future__ import annotations
+
+import json
+import threading
+
+import pytest
+
+import mlx_emotion
+from mlx_emotion import MLXEmotionError, Step, Store
+from mlx_emotion.library import Available
+from mlx_emotion.tui.app import EmotionApp
+from mlx_emotion.tui.settings import KEYS, Settings
+
+from .fakes import Fake, answered, ready, say, text_of, until
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.mark.parametrize("size", [(80, 24), (100, 30), (140, 40)])
+async def test_every_size_shows_feeling_conversation_and_box(make_app, size):
+    app = make_app(feeling="joy:0.8")
+    async with app.run_test(size=size) as pilot:
+        await ready(pilot)
+        await say(pilot, "hello")
+        await answered(pilot, 1)
+        await pilot.pause()
+        shown = text_of(app)
+        assert "joy 80 %" in shown
+        assert "one two three" in shown
+        assert "Say something" in shown
+        assert app.panel.display is (size[0] >= 100)
+        await pilot.press("tab")
+        await until(pilot, lambda: app.panel.display)
+        await pilot.pause()
+        assert "████" in text_of(app)
+        await pilot.press("escape")
+        await pilot.pause()
+        assert app.panel.display is (size[0] >= 100)
+
+
+async def test_a_tiny_window_and_back(make_app):
+    app = make_app()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await ready(pilot)
+        await say(pilot, "hello")
+        await answered(pilot, 1)
+        for size in ((20, 5), (1, 1), (3, 40), (140, 40)):
+            await pilot.resize_terminal(*size)
+            await pilot.pause()
+        assert "one two three" in text_of(app)
+        await pilot.resize_terminal(20, 5)
+        await say(pilot, "still here")
+        await answered(pilot, 2)
+
+
+async def test_the_first_start_explains_itself_once(make_app):
+    app = make_app()
+    async with app.run_test(size=(100, 30)) as pilot:
+        await ready(pilot)
+        await pilot.pause()
+        assert "Tab goes to the emotions" in text_of(app)
+    again = make_app()
+    async with again.run_test(size=(100, 30)) as pilot:
+        await ready(pilot)
+        await pilot.pause()
+        assert "Tab goes to the emotions" not in text_of(again)
+
+
+async def test_help_lists_every_id(make_app):
+    app = make_app()
+    async with app.run_test(size=(120, 60)) as pilot:
+        await ready(pilot)
+        await pilot.press("question_mark")
+        await until(pilot, lambda: len(app.screen_stack) == 2)
+        await pilot.pause()
+        shown = text_of(app)
+        assert [i for i in KEYS if i not in shown] == []
+        await pilot.press("escape")
+        await until(pilot, lambda: len(app.screen_stack) == 1)
+
+
+def test_settings_tell_what_is_wrong_and_keep_the_rest():
+    settings = Settings.of(
+        {
+            "theme": "light",
+            "animation": "no",
+            "colour": 1,
+            "keys": {"message": {"send": "ctrl+s"}, "messag.send": "x", "again": 3},
+        }
+    )
+    assert settings.theme == "light"
+    assert settings.animation is True
+    assert settings.keys == {"message.send": "ctrl+s"}
+    told = "\n".join(settings.problems)
+    assert "tui.animation is 'no', wanted true or false" in told
+    assert "unknown setting tui.colour" in told
+    assert "did you mean 'message.send'?" in told
+    assert "tui.keys.again is 3" in told
+    assert Settings.of([]).problems
+
+
+def test_a_config_that_is_not_toml_is_a_problem_not_an_error(home):
+    path = home / "config" / "config.toml"
+    path.parent.mkdir(parents=True)
+    path.write_text("[tui\n")
+    assert str(path) in Settings.load().problems[0]
+    path.write_text('[tui]\ntheme = "light"\n[tui.keys]\nmessage.send = "ctrl+s"\n')
+    assert Settings.load() == Settings(theme="light", keys={"message.send": "ctrl+s"})
+
+
+async def test_keys_can_be_changed(make_app):
+    settings = Settings(animation=False, keys={"message.send": "ctrl+s", "again": "ctrl+x"})
+    app = make_app(settings=settings)
+    async with app.run_test() as pilot:
+        await ready(pilot)
+        await pilot.press("a", "enter", "b", "ctrl+s")
+        await answered(pilot, 1)
+        assert app.transcript.exchanges[0].user == "a\nb"
+        await pilot.press("ctrl+x")
+        await until(pilot, lambda: app.speaking is None and len(app.transcript.exchanges[0].replies) == 2)
+
+
+async def test_light_and_dark(make_app):
+    app = make_app(settings=Settings(theme="light", animation=False))
+    async with app.run_test() as pilot:
+        await ready(pilot)
+        assert not app.current_theme.dark
+        app.action_theme()
+        assert app.current_theme.dark
+
+
+async def test_a_message_sent_while_loading_is_answered_later(fake):
+    gate = threading.Event()
+
+    def load(name):
+        gate.wait(30)
+        return fake
+
+    app = EmotionApp(load=load, settings=Settings(animation=False))
+    async with app.run_test(size=(120, 30)) as pilot:
+        await say(pilot, "early")
+        await pilot.pause()
+        assert app.box.text == "early"
+        gate.set()
+        await answered(pilot, 1)
+        assert app.transcript.exchanges[0].user == "early"
+
+
+async def test_a_model_that_cannot_be_loaded_and_then_one_that_can(fake, monkeypatch):
+    def load(name):
+        if name == "gone":
+            raise MLXEmotionError("no model folder 'gone'")
+        return fake
+
+    monkeypatch.setattr(mlx_emotion, "available", lambda: [Available("other", "/x", 5_000_000, "4-bit", ("p",))])
+    app = EmotionApp("gone", load=load, settings=Settings(animation=False))
+    async with app.run_test(size=(140, 30)) as pilot:
+        await until(pilot, lambda: app._loading_since is None)
+        await pilot.pause()
+        assert "no model folder 'gone'" in text_of(app)
+        await pilot.press("x", "enter")
+        await pilot.pause()
+        assert app.box.text == "x"
+        await pilot.press("ctrl+l")
+        await until(pilot, lambda: "has a pack" in text_of(app))
+        await pilot.press("enter")
+        await ready(pilot)
+        await pilot.press("escape", "enter")
+        await answered(pilot, 1)
+
+
+async def test_loading_can_be_cancelled(fake, monkeypatch):
+    slow, gate = Fake(id="slow"), threading.Event()
+
+    def load(name):
+        if name == "slow":
+            gate.wait(30)
+            return slow
+        return fake
+
+    monkeypatch.setattr(mlx_emotion, "available", lambda: [Available("slow", "/x", 5_000_000, "4-bit")])
+    app = EmotionApp(load=load, settings=Settings(animation=False))
+    async with app.run_test(size=(140, 30)) as pilot:
+        await ready(pilot)
+        await pilot.press("ctrl+l")
+        await until(pilot, lambda: "no pack yet" in text_of(app))
+        await pilot.press("enter")
+        await until(pilot, lambda: app._loading_since is not None)
+        await pilot.press("x")
+        assert app._loading_since is None
+        gate.set()
+        await until(pilot, lambda: slow.closed)
+        assert app.model is fake
+
+
+async def test_extracting_a_pack_shows_progress_and_can_be_stopped(make_app, monkeypatch):
+    fake = Fake(emotions=[])
+    limits = []
+
+    def make_pack(model, limit, progress, stopped):
+        limits.append(limit)
+        progress(Step("extracting", 5, 200, 2))
+        while not stopped():
+            pass
+        raise MLXEmotionError("extraction stopped; the same command goes on from here")
+
+    monkeypatch.setattr(mlx_emotion, "make_pack", make_pack)
+    monkeypatch.setattr(mlx_emotion, "available", list)
+    app = make_app(fake)
+    async with app.run_test(size=(140, 30)) as pilot:
+        await ready(pilot)
+        await pilot.press("ctrl+l")
+        await until(pilot, lambda: len(app.screen_stack) == 2)
+        await pilot.press("q")
+        await until(pilot, lambda: "extracting: 5 of 200" in text_of(app))
+        assert "going on from 2" in text_of(app)
+        await pilot.press("escape")
+        await until(pilot, lambda: "extraction stopped" in text_of(app))
+        assert limits == [20]
+
+
+async def test_conversations_are_listed_renamed_deleted_and_brought_back(make_app, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    app = make_app()
+    async with app.run_test(size=(120, 40)) as pilot:
+        await ready(pilot)
+        for text in ("first talk", "second talk"):
+            await app.action_new()
+            await say(pilot, text)
+            await answered(pilot, 1)
+        await pilot.press("ctrl+o")
+        await until(pilot, lambda: "first talk" in text_of(app))
+        await pilot.press("r")
+        await pilot.press(*"!", "enter")
+        await until(pilot, lambda: app.store.conversations()[0].title.endswith("!"))
+        await pilot.press("d")
+        await until(pilot, lambda: len(app.store.conversations()) == 1)
+        await pilot.press("u")
+        await until(pilot, lambda: len(app.store.conversations()) == 2)
+        await pilot.press("j", "m")
+        await until(pilot, lambda: len(list(tmp_path.glob("*talk*.md"))) == 1)
+        (exported,) = tmp_path.glob("*talk*.json")
+        assert json.loads(exported.read_text())["exchanges"][0]["user"] == "second talk"
+        await pilot.press("i", *str(exported), "enter")
+        await until(pilot, lambda: len(app.store.conversations()) == 3)
+        await pilot.press("i", *"/missing.json", "enter")
+        await until(pilot, lambda: "No such file" in text_of(app))
+        await pilot.press("escape", "end", "enter")
+        await until(pilot, lambda: len(app.screen_stack) == 1)
+        assert app.transcript.exchanges[0].user == "first talk"
+
+
+async def test_compare_and_go_on_with_one(make_app, fake):
+    app = make_app()
+    async with app.run_test(size=(140, 40)) as pilot:
+        await ready(pilot)
+        await say(pilot, "before")
+        await answered(pilot, 1)
+        await pilot.press(*"who")
+        await pilot.press("ctrl+t")
+        await until(pilot, lambda: "6 chosen" in text_of(app))
+        await pilot.press("enter")
+        await until(pilot, lambda: not getattr(app.screen, "running", True))
+        await pilot.pause()
+        assert "who with anger" in text_of(app)
+        await pilot.press("5")
+        await until(pilot, lambda: len(app.screen_stack) == 1 and len(app.transcript.exchanges) == 2)
+        assert app.transcript.exchanges[1].reply.text == "who with joy"
+        assert str(app.feeling) == "joy"
+        stored = Store().exchanges(app.conversation)[1]
+        assert len(stored.replies) == 6
+        assert stored.reply.text == "who with joy"
+        await say(pilot, "next")
+        await answered(pilot, 3)
+        assert [u for u, _ in fake.chats[0].turns] == ["before", "who", "next"]
+        assert fake.chats[0].turns[1][1] == "who with joy"
+
+
+async def test_leaving_a_comparison_gives_the_message_back(make_app):
+    app = make_app()
+    async with app.run_test(size=(140, 40)) as pilot:
+        await ready(pilot)
+        await pilot.press(*"who")
+        await pilot.press("ctrl+t")
+        await until(pilot, lambda: "6 chosen" in text_of(app))
+        await pilot.press("enter")
+        await until(pilot, lambda: not getattr(app.screen, "running", True))
+        await pilot.press("escape")
+        await until(pilot, lambda: app.box.text == "who")
+        assert app.store.exchanges(app.conversation) == []
+        await pilot.press("enter")
+        await answered(pilot, 1)
