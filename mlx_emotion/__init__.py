@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .events import FeelingChanged as FeelingChanged
     from .events import GuardTripped as GuardTripped
     from .events import Reading as Reading
+    from .events import Thought as Thought
     from .events import Token as Token
     from .files import load_config as load_config
     from .library import Step as Step
@@ -44,7 +45,8 @@ __version__ = "0.1.0"
 _HOMES = {
     "CATALOGUE": "emotions", "Emotion": "emotions", "Feeling": "emotions",
     "MLXEmotionError": "errors",
-    "Done": "events", "Failed": "events", "FeelingChanged": "events", "GuardTripped": "events", "Token": "events",
+    "Done": "events", "Failed": "events", "FeelingChanged": "events", "GuardTripped": "events", "Thought": "events",
+    "Token": "events",
     "Reading": "events", "Answer": "compare", "load_config": "files",
     "Step": "library", "available": "library", "make_pack": "library",
     "Conflict": "store", "Exchange": "store", "Reply": "store", "Store": "store",

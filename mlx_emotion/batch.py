@@ -10,6 +10,7 @@ import numpy as np
 
 from .session import Voice
 from .steering import Dose, Row, Sums
+from .thinking import answer_tokens
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,9 @@ class Piece:
 class Finished:
     """A complete sequence. ``tokens`` are without the end mark; ``reason`` is ``stop`` or ``length``.
 
-    With capture, ``mean`` ``[L, d]`` float32 is the mean tapped activation over ``tokens``, ``norm``
-    ``[L]`` the mean of their norms; layers without a tap are zero.
+    A reasoning block in front is left out, and with it everything if it did not end. With capture,
+    ``mean`` ``[L, d]`` float32 is the mean tapped activation over ``tokens``, ``norm`` ``[L]`` the mean of
+    their norms; layers without a tap are zero.
     """
 
     key: Any
@@ -104,7 +106,7 @@ def run_batch(
                 row = Row(list(job.history))
                 start = (job.history[-1][1] or 0) if job.history else 0
                 row.set(job.dose, start if job.all_positions else len(job.prompt) - 1)
-                sums = Sums([len(job.prompt)], end_ids) if capture else None
+                sums = Sums([len(job.prompt)], end_ids, tokenizer.think_end_tokens or ()) if capture else None
                 (uid,) = generator.insert([list(job.prompt)], caches=[voice.model.cache(row, sums)])
                 running[uid] = (job, [], _Detokenizer(tokenizer) if pieces else None)
             if not running:
@@ -118,11 +120,12 @@ def run_batch(
                 if response.finish_reason is None:
                     continue
                 mean = norm = None
-                if capture:
+                answer = answer_tokens(tokenizer, job.prompt, tokens)
+                if capture and answer:
                     mean, norm = _means(response.prompt_cache[-1].sums, voice)
                 del running[response.uid]
-                text = tokenizer.decode(tokens).strip()
-                yield Finished(job.key, tokens, text, response.finish_reason, mean, norm)
+                text = tokenizer.decode(answer).strip()
+                yield Finished(job.key, answer, text, response.finish_reason, mean, norm)
     finally:
         generator.close()
 
@@ -207,7 +210,7 @@ class _Detokenizer:
 
 
 def _means(sums: Sums, voice: Voice) -> tuple[np.ndarray | None, np.ndarray | None]:
-    count = float(sums.counts.item())
+    count = float(sums.counts)
     if not count or sums.totals is None or sums.norms is None:
         return None, None
     mean = np.zeros((voice.taps.count, voice.taps.width), np.float32)

@@ -59,7 +59,8 @@ class Calibration:
         template = self.voice.loaded.template
         return template.encode(template.render([{"role": "user", "content": text}]))
 
-    def _generate(self, prompts: list[list[int]], vector: np.ndarray | None) -> list[list[int]]:
+    def generate(self, prompts: list[list[int]], vector: np.ndarray | None) -> list[list[int]]:
+        """Replies to ``prompts``, sampled with the calibration's seed, steered by ``vector`` ``[L, d]``."""
         import mlx.core as mx
 
         mx.random.seed(self.seed)
@@ -95,32 +96,33 @@ class Calibration:
                 out[low + row] = losses[row, len(p) - 1 : len(p) + len(r) - 1].mean() if r else math.inf
         return out
 
-    def _fluency(self, replies: list[list[int]], settings: list[list[list[int]]]) -> Fluency:
+    def fluency(self, replies: list[list[int]], settings: list[list[list[int]]]) -> Fluency:
+        """How fluent ``replies`` are after the prompts of whichever setting explains each better."""
         nll = np.min([self._likelihood(prompts, replies) for prompts in settings], axis=0)
         finite = nll[np.isfinite(nll)]
         return Fluency(
             float(finite.mean()) if finite.size else math.inf, float(np.mean([distinct_2(r) for r in replies]))
         )
 
-    def scale(self, name: str, probe: Callable[[float, Fluency, list[list[int]]], None] | None = None) -> float:
-        """The scale of intensity 1.0 for one emotion, or for ``base``. ``probe`` sees every scale tried."""
-        # The base vector's reference is being asked for any of its emotions.
-        asked = list(self.pack) if name == BASE else [name]
-        emotional = []
+    def asked(self, name: str) -> list[list[int]]:
+        """The prompts in the emotional setting; for ``base``, each asks for one of the pack's emotions."""
+        names, info = list(self.pack) if name == BASE else [name], self.pack.info
+        prompts = []
         for i, question in enumerate(self.questions):
-            emotion = asked[i % len(asked)]
-            info = self.pack.info
+            emotion = names[i % len(names)]
             wordings = tuple(info.emotions[emotion].get("instructions") or instructions(info.catalogue[emotion]))
-            emotional.append(self._prompt(f"{wordings[i % len(wordings)]}\n\n{question}"))
-        reference = self._fluency(self._generate(emotional, None), [emotional])
+            prompts.append(self._prompt(f"{wordings[i % len(wordings)]}\n\n{question}"))
+        return prompts
+
+    def scale(self, name: str) -> float:
+        """The scale of intensity 1.0 for one emotion, or for ``base``."""
+        emotional = self.asked(name)
+        reference = self.fluency(self.generate(emotional, None), [emotional])
         vector = self.pack[name]
 
         def fluent(scale: float) -> bool:
-            replies = self._generate(self.plain, np.float32(scale) * vector)
-            found = self._fluency(replies, [self.plain, emotional])
-            if probe:
-                probe(scale, found, replies)
-            return found.within(reference)
+            replies = self.generate(self.plain, np.float32(scale) * vector)
+            return self.fluency(replies, [self.plain, emotional]).within(reference)
 
         low, high = 0.0, 1.0
         while high <= LARGEST and fluent(high):

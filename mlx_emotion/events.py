@@ -16,6 +16,14 @@ class Token:
 
 
 @dataclass(frozen=True)
+class Thought:
+    """More of the reasoning block that comes before the answer of a thinking model; ``index`` as in ``Token``."""
+
+    text: str
+    index: int
+
+
+@dataclass(frozen=True)
 class FeelingChanged:
     """The feeling is another from token ``index`` + 1 on (decoding runs one token ahead)."""
 
@@ -50,8 +58,8 @@ class Done:
     """The reply is complete.
 
     ``finish_reason``: ``stop`` (ended by itself), ``length``, ``cancelled`` or ``loop`` (the guard ended
-    it). ``scale`` is the raw scale per emotion at the end; ``prefilled`` counts prompt tokens computed
-    for this reply; times are in seconds.
+    it). ``thinking`` is the reasoning block that came before ``text``. ``scale`` is the raw scale per
+    emotion at the end; ``prefilled`` counts prompt tokens computed for this reply; times are in seconds.
     """
 
     text: str
@@ -66,6 +74,7 @@ class Done:
     tokens_per_second: float
     time_to_first_token: float
     timeline: tuple[tuple[int, str], ...] = field(default=())
+    thinking: str = ""
 
 
 @dataclass(frozen=True)
@@ -75,4 +84,4 @@ class Failed:
     error: str
 
 
-Event = Token | FeelingChanged | Reading | GuardTripped | Done | Failed
+Event = Token | Thought | FeelingChanged | Reading | GuardTripped | Done | Failed

@@ -41,13 +41,14 @@ class Generation:
     tokens: int
     tokens_per_second: float
     time_to_first_token: float
+    thinking: str = ""
 
 
 def find_packs(identity: Identity, site: str | None = None) -> list[Path]:
-    """The packs on this machine made for this very model, the user's own before shipped ones."""
+    """The packs on this machine made for this very model: what ``extract`` made, other own ones, shipped ones."""
     found = []
     for folder in (packs_folder(), shipped_packs()):
-        for path in sorted(folder.glob("*.safetensors")):
+        for path in sorted(folder.glob("*.safetensors"), key=lambda p: (not p.stem.startswith(stem(identity)), p)):
             try:
                 info = read_info(path)
             except PackError:
@@ -55,6 +56,11 @@ def find_packs(identity: Identity, site: str | None = None) -> list[Path]:
             if info.model.fingerprint == identity.fingerprint and site in (None, info.site):
                 found.append(path)
     return found
+
+
+def stem(identity: Identity) -> str:
+    """How ``extract`` names a model's packs, before the site."""
+    return identity.id.replace("/", "--")
 
 
 def known_emotions() -> dict[str, Emotion]:
@@ -149,6 +155,7 @@ class Model:
             tokens=done.tokens,
             tokens_per_second=round(done.tokens_per_second, 2),
             time_to_first_token=round(done.time_to_first_token, 4),
+            thinking=done.thinking,
         )
 
     def run(self, work: Any, *args: Any, **kwargs: Any) -> Any:

@@ -8,6 +8,7 @@ from .errors import UsageError
 
 POSITIONS = ("response", "all")
 HISTORY = ("keep", "refeel")
+THINK = ("plain", "feel", "off")
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,8 @@ class Options:
     ``positions``: ``response`` steers the last prompt token and every generated one, ``all`` the prompt
     too. ``history``: ``keep`` leaves what was said as it was felt when the feeling changes, ``refeel``
     computes it again. ``scale`` replaces calibrated intensities by one raw multiplier. ``readout`` also
-    yields a ``Reading`` of every token.
+    yields a ``Reading`` of every token. ``think``, for models that reason in a block of its own before they
+    answer: ``plain`` leaves the block unsteered, ``feel`` steers it too, ``off`` asks the model not to think.
     """
 
     temperature: float = 0.6
@@ -29,6 +31,7 @@ class Options:
     scale: float | None = None
     guard: bool = True
     readout: bool = False
+    think: str = "plain"
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature <= 10:
@@ -41,5 +44,7 @@ class Options:
             raise UsageError(f"unknown positions {self.positions!r}: known are {', '.join(POSITIONS)}")
         if self.history not in HISTORY:
             raise UsageError(f"unknown history {self.history!r}: known are {', '.join(HISTORY)}")
+        if self.think not in THINK:
+            raise UsageError(f"unknown think {self.think!r}: known are {', '.join(THINK)}")
         if self.scale is not None and not -1000 <= self.scale <= 1000:
             raise UsageError(f"scale is {self.scale:g}, wanted -1000 to 1000")

@@ -74,7 +74,8 @@ class Projector:
         """Of tapped outputs ``[1, T, d]`` by layer, every position's reading; lazy ``[T, E]``."""
         shares = self._on_device.reshape(len(self.layers), -1, len(self.names))
         held = [captured[i] for i in self.layers]
-        return sum(h[0].astype(mx.float32) @ w for h, w in zip(held, shares) if h is not None)
+        parts = [h[0].astype(mx.float32) @ w for h, w in zip(held, shares) if h is not None]
+        return mx.sum(mx.stack(parts), axis=0)
 
     def settle(self, projected: mx.array) -> np.ndarray:
         """A reading that ``project`` gave, as numbers."""

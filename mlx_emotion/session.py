@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from .emotions import CATALOGUE, Emotion, Feeling
 from .errors import MLXEmotionError, UsageError
-from .events import Done, Event, FeelingChanged, GuardTripped, Token
+from .events import Done, Event, FeelingChanged, GuardTripped, Thought, Token
 from .guard import LoopDetector
 from .models import LoadedModel
 from .options import Options
 from .steering import Dose, Row, SteerableModel, Taps
+from .thinking import ANSWER, THOUGHT, Thoughts
 from .vectors import EmotionVectors
 
 if TYPE_CHECKING:
@@ -46,6 +47,14 @@ class Turn:
     @property
     def reply(self) -> str:
         return self.raw.strip()
+
+    def forget_block(self, length: int, answer: str) -> None:
+        """Keep of the reply what came after a reasoning block of ``length`` tokens: ``answer``.
+
+        The next prompt has no block, so the answer's tokens follow the prompt's end there.
+        """
+        self.raw, self.tokens = answer, self.tokens[length:]
+        self.felt = list({max(index - length, -1): scales for index, scales in self.felt}.items())
 
 
 class Voice:
@@ -197,7 +206,8 @@ class Session:
         replies = (m for m in messages if m["role"] == "assistant")
         for n, message in zip((n for n, turn in enumerate(turns) if turn.answered), replies):
             message["content"] = marks.get(n, message["content"])
-        text = template.render(messages)
+        think = self.options.think != "off"
+        text = template.render(messages, think=think)
         ids: list[int] = []
         places: list[tuple[int, int, Turn]] = []
         done = 0
@@ -207,7 +217,7 @@ class Session:
                 continue
             # Up to the reply the model has seen the opened turn, whose end the template may space otherwise.
             reply = next(i for i, m in enumerate(messages) if m["content"] == mark)
-            opened = template.render(messages[:reply])
+            opened = template.render(messages[:reply], think=think)
             before = opened[done:] if opened[done:].rstrip() == text[done:at].rstrip() else text[done:at]
             began = len(ids)
             ids += template.encode(before)
@@ -287,7 +297,10 @@ class Session:
         seed = secrets.randbelow(2**31) if seed is None else seed
         wanted = self._wanted
         feeling, scales = wanted
-        turn.felt = [(-1, scales)]
+        thoughts = Thoughts(voice.loaded.tokenizer, template.opening(options.think != "off"), options.think != "off")
+        said = {ANSWER: "", THOUGHT: ""}
+        muted = options.think == "plain" and thoughts.inside
+        turn.felt = [(-1, () if muted else scales)]
         turn.answered = True
         timeline = [(0, str(feeling))]
         factor, tripped, reason, first = 1.0, False, "cancelled", 0.0
@@ -300,6 +313,8 @@ class Session:
             # On this thread and for this reply: random state belongs to a thread.
             mx.random.seed(seed)
             prompt, shared, row = self._prepare(redo, scales)
+            if muted:
+                row.set(None, len(prompt) - 1)
             assert self._cache is not None
             watch = Watch(projector, row, len(prompt)) if projector is not None else None
             self._cache[-1].observe = watch.observe if watch else None
@@ -327,12 +342,15 @@ class Session:
                     count += 1
                     turn.raw += response.text
                     text, stopped = _until_stop(turn.raw, template.stops, response.finish_reason is not None)
-                    yield Token(text[shown:], count - 1)
+                    for kind, piece in thoughts.add(text[shown:], count) or [(ANSWER, "")]:
+                        said[kind] += piece
+                        yield Token(piece, count - 1) if kind == ANSWER else Thought(piece, count - 1)
                     if watch is not None:  # the pass over the token before this one is done
                         yield from watch.ready(count - 1)
                     shown = max(shown, len(text))
                     if stopped:
                         turn.raw, reason = text, "stop"
+                        turn.tokens = template.encode(text)
                         self._forget_cache()
                         break
                     if response.finish_reason is not None:
@@ -340,31 +358,40 @@ class Session:
                         break
                     if self._stop.is_set():
                         break
-                    changed = None
+                    event: Event | None = None
                     if self._wanted is not wanted:
                         wanted = self._wanted
                         feeling, scales = wanted
-                        changed = FeelingChanged(str(feeling), feeling.weights, count)
+                        event = FeelingChanged(str(feeling), feeling.weights, count)
                         timeline.append((count, str(feeling)))
                         guard.reset()
-                    elif options.guard and scales and guard.add(response.token):
+                    elif options.guard and scales and not muted and guard.add(response.token):
                         if factor < WEAKEST:
                             reason = "loop"
                             break
                         factor, tripped = factor / 2, True
                         guard.reset()
-                    else:
+                        event = GuardTripped(count, factor)
+                    inside = options.think == "plain" and thoughts.inside
+                    if event is None and inside == muted:
                         continue
-                    now = tuple((n, s * factor) for n, s in scales)
+                    muted = inside
+                    now = () if muted else tuple((n, s * factor) for n, s in scales)
                     # The next forward pass is under way; the one after it is the first that can change.
                     row.set(voice.dose(now), row.offset)
                     turn.felt.append((count, now))
-                    yield changed or GuardTripped(count, factor)
+                    if event is not None:
+                        yield event
+                for kind, piece in thoughts.finish():
+                    said[kind] += piece
+                    yield Token(piece, count - 1) if kind == ANSWER else Thought(piece, count - 1)
                 if watch is not None:
                     yield from watch.ready(len(turn.tokens))
             finally:
                 stream.close()
         finally:
+            if thoughts.tokens or thoughts.unfinished:
+                turn.forget_block(thoughts.tokens or len(turn.tokens), said[ANSWER])
             turn.answered = bool(turn.raw)
             if not turn.answered:
                 turn.felt = []
@@ -382,6 +409,7 @@ class Session:
             tokens_per_second=(count - 1) / seconds if count > 1 and seconds > 0 else 0.0,
             time_to_first_token=first,
             timeline=tuple(timeline),
+            thinking=said[THOUGHT].strip(),
         )
 
 

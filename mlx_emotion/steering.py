@@ -189,7 +189,9 @@ class Taps:
         assert captured is not None
         silent = [i for i in self.layers if captured[i] is None]
         if silent:
-            raise ModelError(f"this model never calls site {self.site} of layers {silent}; it cannot be steered there")
+            raise ModelError(
+                f"site {self.site} of layers {silent} is never reached; this model cannot be steered there"
+            )
         if not mx.array_equal(plain, same).item():
             raise ModelError(f"tapping site {self.site} changes this model's logits; it cannot be steered there")
         norms: list[float] = []
@@ -250,18 +252,20 @@ class Sums:
     """Per-row sums of tapped activations over response tokens, kept while generating.
 
     ``totals`` is ``[B, L, d]`` float32, ``norms`` ``[B, L]`` and ``counts`` ``[B]``. A row's tokens count
-    from its prompt's end on; ``ends`` are token ids that never count (end-of-turn marks).
+    from its prompt's end on; ``ends`` are token ids that never count (end-of-turn marks). Where a row's
+    tokens end with ``restart``, the mark that closes a reasoning block, it begins again from nothing.
     """
 
-    def __init__(self, starts: list[int], ends: mx.array) -> None:
-        self.starts, self.ends = starts, ends
+    def __init__(self, starts: list[int], ends: mx.array, restart: tuple[int, ...] = ()) -> None:
+        self.starts, self.ends, self.restart = starts, ends, restart
+        self.latest: mx.array = mx.full((len(starts), len(restart)), -1)
         self.totals: mx.array | None = None
         self.norms: mx.array | None = None
         self.counts: mx.array = mx.zeros((len(starts),))
 
     def _like(self, starts: list[int], pick: Callable[[mx.array], mx.array]) -> Sums:
-        new = Sums(starts, self.ends)
-        new.counts = pick(self.counts)
+        new = Sums(starts, self.ends, self.restart)
+        new.counts, new.latest = pick(self.counts), pick(self.latest)
         if self.totals is not None and self.norms is not None:
             new.totals, new.norms = pick(self.totals), pick(self.norms)
         return new
@@ -272,7 +276,7 @@ class Sums:
 
     def join(self, other: Sums) -> Sums:
         if self.totals is None and other.totals is None:
-            return Sums(self.starts + other.starts, self.ends)
+            return Sums(self.starts + other.starts, self.ends, self.restart)
         like = self if self.totals is not None else other
         assert like.totals is not None
 
@@ -282,7 +286,8 @@ class Sums:
             shape = (len(s.starts), *like.totals.shape[1:])  # type: ignore[union-attr]
             return [mx.zeros(shape), mx.zeros(shape[:2]), s.counts]
 
-        new = Sums(self.starts + other.starts, self.ends)
+        new = Sums(self.starts + other.starts, self.ends, self.restart)
+        new.latest = mx.concatenate([self.latest, other.latest])
         new.totals, new.norms, new.counts = (
             mx.concatenate(list(p)) for p in zip(filled(self), filled(other))
         )
@@ -305,6 +310,12 @@ class Sums:
         self.totals = totals if self.totals is None else self.totals + totals
         self.norms = norms if self.norms is None else self.norms + norms
         self.counts = self.counts + weights.sum(-1)
+        if self.restart:
+            # Response tokens come one by one, so the mark's last token is the last of its pass.
+            self.latest = mx.concatenate([self.latest, tokens.astype(self.latest.dtype)], 1)[:, -len(self.restart) :]
+            kept = 1 - (self.latest == mx.array(self.restart)).all(-1).astype(mx.float32)
+            self.totals, self.norms = self.totals * kept[:, None, None], self.norms * kept[:, None]
+            self.counts = self.counts * kept
         # Nothing else would evaluate these, and the graph would grow with the reply.
         mx.async_eval(self.totals, self.norms, self.counts)
 

@@ -88,14 +88,20 @@ class ChatTemplate:
         default = bare[len(before) : len(bare) - len(after)] if fits else ""
         return default if default and default not in empty else ""
 
-    def _apply(self, messages: list[Message], generate: bool) -> str:
-        options: dict[str, Any] = {"add_generation_prompt": generate, "enable_thinking": False}
+    def _apply(self, messages: list[Message], generate: bool, think: bool = False) -> str:
+        options: dict[str, Any] = {"add_generation_prompt": generate, "enable_thinking": think}
         if self.override:
             options["chat_template"] = self.override
         return self.tokenizer.apply_chat_template(messages, tokenize=False, **options)
 
-    def render(self, messages: list[Message], generate: bool = True) -> str:
-        """The prompt text; ``generate`` opens the assistant's turn. Raises ``ModelError``."""
+    def opening(self, think: bool) -> str:
+        """What opens the assistant's turn, and with it a reasoning block or an empty one."""
+        user = [{"role": "user", "content": "hi"}]
+        whole, before = self.render(user, True, think), self.render(user, False, think)
+        return whole.removeprefix(before)
+
+    def render(self, messages: list[Message], generate: bool = True, think: bool = False) -> str:
+        """The prompt text; ``generate`` opens the assistant's turn, ``think`` lets it reason. Raises ``ModelError``."""
         given = bool(messages) and messages[0]["role"] == "system"
         if self.system_role == "merged" and given:
             system, rest = messages[0]["content"], messages[1:]
@@ -103,7 +109,7 @@ class ChatTemplate:
         elif self.default_system and not given:
             messages = [{"role": "system", "content": ""}, *messages]
         try:
-            return self._apply(messages, generate)
+            return self._apply(messages, generate, think)
         except Exception as error:
             line = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
             raise ModelError(f"this model's chat template failed: {line}") from None

@@ -26,7 +26,7 @@ SECTIONS = {
     "questions": 12,
     "held out": 2,
     "plain": 8,
-    **{emotion: 6 for emotion in EMOTIONS},
+    **dict.fromkeys(EMOTIONS, 6),
     "more plain": 4,
     **{f"more {emotion}": 3 for emotion in EMOTIONS},
 }
@@ -236,13 +236,17 @@ class Dialogues:
             )
         return self.random.choice(expand(deck.pop().text))
 
-    def instruction(self, kind: str, feeling: str) -> str:
-        emotion = CATALOGUE.get(feeling)
+    def instruction(self, kind: str, *feelings: str) -> str:
+        """A wording of ``kind`` that asks for one feeling, or for several at once."""
+        adjectives = [CATALOGUE[f].adjective for f in feelings if f in CATALOGUE]
         wording = self.random.choice(self.wordings[kind])
-        return wording.format(noun=feeling, adjective=emotion.adjective if emotion else "")
+        return wording.format(noun=" and ".join(feelings), adjective=" and ".join(adjectives))
 
-    def _answer(self, topic: Topic, feeling: str, degree: str, prefix: str = "") -> str:
+    def _answer(self, topic: Topic, feeling: str, degree: str, prefix: str = "", second: str = "") -> str:
         answer = self._draw(topic, prefix + feeling)
+        if second:
+            both = [answer, self._draw(topic, prefix + second)]
+            return " ".join(self.random.sample(both, 2))
         if degree == "little":  # sober first, and only then the feeling
             answer = f"{self._draw(topic, prefix + 'plain')} {answer}"
         elif degree == "very":
@@ -275,7 +279,8 @@ class Dialogues:
         fitting = [r for ln in topic.sections[section] for r in expand(ln.text) if mentions(r, (keyword,))]
         if not fitting:
             return self._question(topic), self._draw(topic, section)
-        return self.random.choice(self.naming).format(thing=keyword), self.random.choice(fitting)
+        question = self.random.choice(self.naming).format(thing=keyword)
+        return question[0].upper() + question[1:], self.random.choice(fitting)
 
     def _dialogue(self, topic: Topic, feeling: str) -> list[Turn]:
         r = self.random
@@ -287,7 +292,10 @@ class Dialogues:
             kind = "neutral" if r.random() < 0.25 else ""
         else:
             kind = r.choices(("emotional", "little", "very"), (0.76, 0.12, 0.12))[0]
-        instruction = self.instruction(kind, feeling) if kind else ""
+        second = ""
+        if kind == "emotional" and r.random() < 0.2:
+            second = r.choice([e for e in EMOTIONS if e != feeling])
+        instruction = self.instruction(kind, feeling, *filter(None, [second])) if kind else ""
         turns = [Turn("system", instruction)] if instruction and where == "system" else []
         # An instruction in a user turn rules that answer only; later ones are plain again.
         for exchange in range(r.choices((1, 2, 3, 4), (0.6, 0.2, 0.12, 0.08))[0]):
@@ -297,19 +305,18 @@ class Dialogues:
                 topic = r.choice(self.topics) if exchange else topic
                 question, prefix = self._question(topic), ""
             now, degree = feeling, kind
-            if where == "user":
-                if exchange:  # a new setting may begin with any turn
-                    now = r.choice(("plain", "plain", *EMOTIONS))
-                    degree = "emotional" if now != "plain" else ""
-                    instruction = self.instruction(degree, now) if degree else ""
+            if where == "user" and exchange:  # a new setting may begin with any turn
+                now, second = r.choice(("plain", "plain", *EMOTIONS)), ""
+                degree = "emotional" if now != "plain" else ""
+                instruction = self.instruction(degree, now) if degree else ""
             answer = ""
-            if not prefix and not topic.general and degree in ("", "neutral", "emotional") and r.random() < 0.2:
+            by_keyword = not prefix and not second and not topic.general and degree not in ("little", "very")
+            if by_keyword and r.random() < 0.35:
                 question, answer = self._by_keyword(topic, now)
-            if where == "user":
-                if instruction:
-                    question = f"{instruction}\n\n{question}" if r.random() < 0.7 else f"{question}\n\n{instruction}"
+            if where == "user" and instruction:
+                question = f"{instruction}\n\n{question}" if r.random() < 0.7 else f"{question}\n\n{instruction}"
             turns.append(Turn("user", question))
-            turns.append(Turn("assistant", answer or self._answer(topic, now, degree, prefix)))
+            turns.append(Turn("assistant", answer or self._answer(topic, now, degree, prefix, second)))
         return turns
 
 

@@ -18,9 +18,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import mlx_emotion
 from corpus import Topic, expand, mentions
 from corpus import load as load_corpus
+
+import mlx_emotion
 from mlx_emotion.batch import Finished, Job, run_batch
 from mlx_emotion.emotions import Feeling
 from mlx_emotion.evaluation.lexicon import score, top

@@ -24,7 +24,7 @@ def chatml(default: str = "", generate: str = "<|im_start|>assistant\n") -> str:
     )
     return (
         (inserted if default else "")
-        + "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
+        + "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
         + GENERATE + "{{ '" + generate + "' }}{% endif %}"
     )  # fmt: skip
 
@@ -44,7 +44,8 @@ LLAMA_3 = (
     + GENERATE + "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
 )  # fmt: skip
 GEMMA = (
-    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{{ bos_token }}"
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
     "{% for m in messages %}{% set role = 'model' if m['role'] == 'assistant' else m['role'] %}"
     "{{ '<start_of_turn>' + role + '\n' + m['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
     + GENERATE + "{{ '<start_of_turn>model\n' }}{% endif %}"
@@ -91,7 +92,8 @@ FAMILIES = {
     ),
     "llama-2-7b": Family("Llama", {"num_key_value_heads": 4}, LLAMA_MARKS, LLAMA_2, "</s>", "<s>"),
     "llama-2-13b": Family(
-        "Llama", {"num_key_value_heads": 4, "num_hidden_layers": 4, "hidden_size": 80}, LLAMA_MARKS, LLAMA_2, "</s>", "<s>"
+        "Llama", {"num_key_value_heads": 4, "num_hidden_layers": 4, "hidden_size": 80}, LLAMA_MARKS, LLAMA_2, "</s>",
+        "<s>",
     ),
     "qwen2.5": Family("Qwen2", {"rope_theta": 1000000.0, "rms_norm_eps": 1e-6}, template=chatml(QWEN_DEFAULT)),
     "qwen2": Family("Qwen2", {"rope_theta": 1000000.0}, template=chatml("You are a helpful assistant.")),
@@ -112,7 +114,8 @@ FAMILIES = {
     "qwen": Family(None, {
         "model_type": "qwen", "architectures": ["QWenLMHeadModel"], "hidden_size": 64, "num_attention_heads": 4,
         "num_hidden_layers": 3, "kv_channels": 16, "intermediate_size": 192, "layer_norm_epsilon": 1e-6,
-        "no_bias": True, "vocab_size": 512, "seq_length": 512, "auto_map": {"AutoTokenizer": ["tokenization_qwen.QWenTokenizer", None]},
+        "no_bias": True, "vocab_size": 512, "seq_length": 512,
+        "auto_map": {"AutoTokenizer": ["tokenization_qwen.QWenTokenizer", None]},
     }),
     "baichuan2-7b": Family(None, {
         "model_type": "baichuan", "architectures": ["BaichuanForCausalLM"], "hidden_size": 64,
@@ -157,8 +160,8 @@ def write_sentencepiece(folder: Path, size: int) -> None:
     """A byte-pair sentencepiece model trained on a few lines, with Baichuan's reserved pieces."""
     import sentencepiece
 
-    words = "the cat sat on a mat and then it saw 12 birds in the old tree while rain fell 你好 世界".split()
-    lines = [" ".join(words[i:] + words[:i]) for i in range(len(words))]
+    text = "the cat sat on a mat and then it saw 12 birds in the old tree while rain fell 你好 世界 "
+    lines = [text[i:] + text[:i] for i in range(len(text))]
     with open(folder / "tokenizer.model", "wb") as file:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(lines * 4), model_writer=file, model_type="bpe", vocab_size=size, byte_fallback=True,

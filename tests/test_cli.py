@@ -13,6 +13,7 @@ import mlx_emotion
 from mlx_emotion.cli import main
 from mlx_emotion.vectors import EmotionVectors, PackInfo
 
+
 @pytest.fixture(scope="module")
 def pack(tiny_model_path, tmp_path_factory):
     """A random calibrated pack of the tiny model."""
@@ -194,7 +195,9 @@ def test_save_writes_the_conversation(chat, tmp_path):
 
 def test_a_closed_pipe_is_no_error(tiny_model_path):
     call = f'"{sys.executable}" -m mlx_emotion generate hello --model "{tiny_model_path}" --max-tokens 400'
-    done = subprocess.run(["bash", "-c", f"{call} | head -c 1; exit ${{PIPESTATUS[0]}}"], capture_output=True, text=True)
+    done = subprocess.run(
+        ["bash", "-c", f"{call} | head -c 1; exit ${{PIPESTATUS[0]}}"], capture_output=True, text=True
+    )
     assert done.returncode == 0
     assert "Traceback" not in done.stderr
     assert "BrokenPipe" not in done.stderr
@@ -221,6 +224,8 @@ def test_extract_calibrate_list_show_check(tiny_model_path, tmp_path, capsys):
     pack = EmotionVectors.load(path)
     assert pack.calibrated
     assert pack.info.base_scale is not None
+    assert main(["extract", *model, "--queries", str(queries), "--emotions", "fear"]) == 2
+    assert "also has joy, which would be lost" in capsys.readouterr().err
     assert main(["vectors", "list"]) == 0
     assert "tiny-attention" in capsys.readouterr().out
     assert main(["vectors", "show", "tiny-attention"]) == 0

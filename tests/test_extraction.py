@@ -129,7 +129,16 @@ def test_a_killed_command_goes_on(tiny_model_path, home, tmp_path, sent):
     """Killed in the middle, the same command finds most of the work done; the pack is that of an undisturbed run."""
     queries = tmp_path / "q.json"
     queries.write_text(json.dumps({"fear": [f"question number {n}, is it dark" for n in range(24)]}))
-    command = [sys.executable, "-m", "mlx_emotion", "extract", "--model", str(tiny_model_path), "--queries", str(queries)]
+    command = [
+        sys.executable,
+        "-m",
+        "mlx_emotion",
+        "extract",
+        "--model",
+        str(tiny_model_path),
+        "--queries",
+        str(queries),
+    ]
     command += ["--batch-size", "2", "--max-tokens", "24", "--no-calibrate"]
     process = subprocess.Popen([*command, "--output", str(tmp_path / "a.safetensors")], stderr=subprocess.PIPE)
     state = None

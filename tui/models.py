@@ -28,6 +28,12 @@ QUICK = 20
 """Queries an emotion in a quick extraction; a full one uses all of the shipped set."""
 
 
+HINT = (
+    f"Enter loads · q extracts a quick pack for the loaded model ({QUICK} queries an emotion) · f a full one · "
+    "x cancels a load · Esc stops or closes"
+)
+
+
 class ModelsDialog(Dialog):
     """The models on this machine. Enter loads; q and f extract a pack for the model that is loaded."""
 
@@ -43,7 +49,7 @@ class ModelsDialog(Dialog):
             yield OptionList(id="list")
             yield Static("", id="state", markup=False)
             yield ProgressBar(id="progress", show_eta=False)
-            yield Static("looking…", id="hint", classes="hint", markup=False)
+            yield Static(HINT, id="hint", classes="hint", markup=False)
 
     @property
     def emotion_app(self) -> EmotionApp:
@@ -81,10 +87,8 @@ class ModelsDialog(Dialog):
                 line.append("  has a pack" if m.packs else "  no pack yet", "" if m.packs else "italic")
             # The id of a Hugging Face model is its address; a folder's own name may be anybody's.
             options.add_option(Option(line, id=m.name, disabled=m.problem is not None))
-        self._tell(
-            f"Enter loads · q extracts a quick pack for the loaded model ({QUICK} queries an emotion) · f a full one · "
-            "x cancels a load · Esc stops or closes"
-        )
+        if found:
+            options.highlighted = 0
 
     def _tell(self, text: str) -> None:
         self.query_one("#hint", Static).update(text)

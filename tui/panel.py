@@ -416,11 +416,10 @@ class Panel(VerticalScroll, can_focus=False):
         self.pad.refresh()
         text = Text(no_wrap=True)
         text.append("FEELING", "bold")
-        text.append("   before: ", "dim")
-        text.append(f"{history}", "bold")
-        text.append("   guard: ", "dim")
+        text.append(f"  {history}", "bold")
+        text.append(" · guard ", "dim")
         if tripped is not None:
-            text.append(f"dose at {tripped:.0%}".replace("%", " %"), "bold #f0803c")
+            text.append(f"left {tripped:.0%}".replace("%", " %"), "bold #f0803c")
         else:
             text.append("on" if guard else "off", "bold")
         self.query_one("#switches", Static).update(text)

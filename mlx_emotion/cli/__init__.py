@@ -68,9 +68,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         # Not root.main(): it would end a closed pipe with status 1.
         with root.make_context("mlx-emotion", list(sys.argv[1:] if arguments is None else arguments)) as context:
-            root.invoke(context)
+            result = root.invoke(context)
         sys.stdout.flush()
-        return 0
+        return result if isinstance(result, int) else 0
     except click.exceptions.Exit as end:  # --help, --version
         return end.exit_code
     except MLXEmotionError as error:

@@ -109,14 +109,18 @@ class PlainChat:
                 self.say(str(error))
 
     def answer(self, events: Iterator[Event]) -> None:
-        from ..events import Done, GuardTripped, Token
+        from ..events import Done, GuardTripped, Thought, Token
 
         try:
             for event in events:
                 if isinstance(event, Token):
                     sys.stdout.write(one_line(event.text))
                     sys.stdout.flush()
+                elif isinstance(event, Thought):
+                    click.secho(one_line(event.text), dim=True, nl=False, err=True)
                 elif isinstance(event, Done):
+                    if event.thinking and not event.text:
+                        self.say("(only thoughts so far: a larger --max-tokens leaves room for the answer)")
                     print(flush=True)
                     if event.finish_reason == "loop":
                         self.say("(the reply was looping and was ended)")

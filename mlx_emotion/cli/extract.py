@@ -57,7 +57,9 @@ def command(
     difference of activations, layer by layer, is the emotion's vector. Interrupted, the same command
     goes on where it was.
     """
+    from ..errors import UsageError
     from ..extraction import Extraction, Plan, Progress
+    from ..vectors import read_info
 
     names = [e.strip() for e in emotions.split(",") if e.strip()] if emotions else None
     plan = Plan.make(names, queries, limit, max_tokens, keep_samples, method, define)
@@ -65,9 +67,16 @@ def command(
 
     voice_of = load(model, site=site or "attention", adapter=adapter, trust_remote_code=trust_remote_code)
     from ..files import packs_folder
+    from ..model import stem
 
-    stem = f"{voice_of.id.replace('/', '--')}-{voice_of.site}"
-    path = Path(output) if output else packs_folder() / f"{stem}.safetensors"
+    path = packs_folder() / f"{stem(voice_of.identity)}-{voice_of.site}.safetensors"
+    if output:
+        path = Path(output)
+    elif path.is_file() and (lost := set(read_info(path).emotions) - set(plan.queries)):
+        raise UsageError(
+            f"{path} also has {', '.join(sorted(lost))}, which would be lost; give --output, and "
+            "`mlx-emotion vectors merge` joins the two"
+        )
     with stop_on_interrupt() as stop:
         extraction = voice_of.run(Extraction, plan, batch_size, restart)
         if extraction.resumed:

@@ -29,7 +29,7 @@ def command(prompt: str, as_json: bool, **given: Any) -> None:
     if len(prompt) > MAX_PROMPT:
         raise UsageError(f"the prompt is longer than {MAX_PROMPT} characters")
     from ..emotions import Feeling
-    from ..events import Done, Token
+    from ..events import Done, Thought, Token
     from ..model import known_emotions
 
     if given["vectors"] is None and given["model"] is None:
@@ -40,6 +40,8 @@ def command(prompt: str, as_json: bool, **given: Any) -> None:
         if isinstance(event, Token) and not as_json:
             sys.stdout.write(event.text)
             sys.stdout.flush()
+        elif isinstance(event, Thought) and not as_json:
+            click.secho(event.text, dim=True, nl=False, err=True)
         elif isinstance(event, Done):
             if as_json:
                 print(json.dumps(dataclasses.asdict(model.generation(event)), ensure_ascii=False))

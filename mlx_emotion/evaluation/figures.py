@@ -145,7 +145,8 @@ def cosines(_: Mapping[str, Any], geometry: Geometry) -> Figure | None:
         axis.set(title=title, xticks=range(len(names)), yticks=range(len(names)), yticklabels=names)
         axis.set_xticklabels(names, rotation=60, ha="right")
         for i, j in np.ndindex(table.shape):
-            axis.text(j, i, f"{table[i, j]:.2f}", ha="center", va="center", fontsize=6)
+            ink = "white" if abs(table[i, j]) > 0.6 else "black"
+            axis.text(j, i, f"{table[i, j]:.2f}", ha="center", va="center", fontsize=6, color=ink)
     return figure
 
 
@@ -233,8 +234,9 @@ def addition(scores: Mapping[str, Any], _: Geometry) -> Figure | None:
     limits = axes[0].get_xlim()
     axes[0].plot(limits, limits, color="#888888", linewidth=0.8, linestyle=":")
     axes[0].set(xlabel="predicted change of probability", ylabel="observed change")
-    axes[1].barh(list(pairs), list(pairs.values()), color="#4a7fc1")
-    axes[1].set(xlabel="logit shift explained by the sum, R²", xlim=(min(0, *pairs.values(), 0), 1))
+    axes[1].barh(list(pairs), list(pairs.values()), height=0.6, color="#4a7fc1")
+    axes[1].set(xlabel="logit shift explained by the sum, R²", xlim=(min([0, *pairs.values()]), 1))
+    axes[1].set_ylim(-1, len(pairs))
     return figure
 
 

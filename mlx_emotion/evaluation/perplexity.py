@@ -18,6 +18,7 @@ def perplexities(loaded: LoadedModel, texts: Sequence[str]) -> Iterator[tuple[in
     Beyond the model's context it is cut off. ``None`` for a text without a token to predict.
     """
     import mlx.core as mx
+    import numpy as np
     from mlx_lm.models.cache import make_prompt_cache
 
     limit = loaded.context or 4096
@@ -36,4 +37,4 @@ def perplexities(loaded: LoadedModel, texts: Sequence[str]) -> Iterator[tuple[in
         counts = mx.array([len(tokens[i]) - 1 for i in rows])
         inside = mx.arange(longest - 1)[None] < counts[:, None]
         values = mx.exp(mx.where(inside, losses, 0).sum(-1) / counts)
-        yield from zip(rows, values.tolist())
+        yield from zip(rows, np.array(values).tolist())

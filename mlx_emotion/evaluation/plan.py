@@ -133,10 +133,9 @@ class Settings:
             raise UsageError(f"no emotion to evaluate: known are {', '.join(known)}")
         if scales is not None and intensities is not None:
             raise UsageError("give --scales or --intensities, not both")
-        if scales is None and intensities is None:
-            unit, doses = ("intensity", INTENSITIES) if pack.calibrated else ("scale", SCALES)
-        else:
-            unit, doses = ("scale", tuple(scales)) if scales is not None else ("intensity", tuple(intensities or ()))
+        unit = "scale" if scales is not None or (intensities is None and not pack.calibrated) else "intensity"
+        given = scales if scales is not None else intensities
+        doses = tuple(given) if given is not None else {"scale": SCALES, "intensity": INTENSITIES}[unit]
         if not doses or not all(math.isfinite(d) and -1000 <= d <= 1000 for d in doses):
             raise UsageError(f"{unit} must be numbers from -1000 to 1000, for example 0,1,2,4")
         chosen = tuple(parts) if parts is not None else PARTS

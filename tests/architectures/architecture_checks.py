@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import tiny_models
 
-from mlx_emotion.batch import Finished, Job, run_batch
+from mlx_emotion.batch import Finished, Job, prefilled_together, run_batch
 from mlx_emotion.emotions import Feeling
 from mlx_emotion.errors import ModelError
 from mlx_emotion.events import Done
@@ -167,7 +167,7 @@ def check_batch_equals_single(case: Case) -> None:
         np.testing.assert_allclose(together[job.key].mean, alone.mean, rtol=1e-3, atol=1e-4)
 
 
-def check_history(case: Case, history: str) -> None:
+def check_history(case: Case, history: str = "keep") -> None:
     """A conversation with a changed mind leaves the cache as if it had all been computed afresh.
 
     Two messages, then the second answered again under another feeling: the cache has to go back, or
@@ -197,11 +197,26 @@ def listen(events: Any) -> None:
     assert isinstance(last, Done), last
 
 
-def caches(case: Case) -> list[str]:
-    """The kinds of cache the model makes, without doubles."""
+CHECKS = (
+    check_zero_is_identical,
+    check_every_layer_acts,
+    check_removal_is_exact,
+    check_dtype_is_kept,
+    check_batch_equals_single,
+    check_history,
+)
+
+
+def row(case: Case) -> str:
+    """The architecture's line in `docs/models.md`."""
     from mlx_lm.models.cache import make_prompt_cache
 
-    return sorted({type(c).__name__ for c in make_prompt_cache(case.model)})
+    kinds = sorted({type(c).__name__ for c in make_prompt_cache(case.model)})
+    tapped = f"{len(case.taps.layers)} of {case.taps.count}" if len(case.taps.layers) < case.taps.count else "all"
+    together = prefilled_together(case.voice)
+    batch = {0: "one after another", 1: "yes, prompts one by one"}.get(together, "yes")
+    source = "this project" if type(case.model).__module__.startswith("mlx_emotion") else "mlx-lm"
+    return f"| {case.name} | {source} | {case.site} | {tapped} | {batch} | {', '.join(kinds)} |"
 
 
 def why_not(name: str) -> str | None:

@@ -65,7 +65,8 @@ HISTORIES = {
     "baichuan2-7b": "<reserved_106>Hi<reserved_107>Hello.<reserved_106>And?<reserved_107>",
     "qwen": "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello.<|im_end|>\n"
     "<|im_start|>user\nAnd?<|im_end|>\n<|im_start|>assistant\n",
-    "gemma": "<start_of_turn>model\nHello.<end_of_turn>\n<start_of_turn>user\nAnd?<end_of_turn>\n<start_of_turn>model\n",
+    "gemma": "<start_of_turn>model\nHello.<end_of_turn>\n"
+    "<start_of_turn>user\nAnd?<end_of_turn>\n<start_of_turn>model\n",
 }
 USER = {"role": "user", "content": "Hi"}
 SYSTEM = {"role": "system", "content": "Be brief."}

@@ -1,4 +1,4 @@
-"""One checkpoint in many quantisations, and with an adapter: each loads, steers and extracts, and keeps its own pack."""
+"""One checkpoint in many quantisations, and with an adapter: each loads, steers, extracts and keeps its own pack."""
 
 from __future__ import annotations
 
@@ -85,7 +85,11 @@ def test_a_pack_of_another_quantisation_is_refused(recipe, tmp_path):
 def adapter(recipe, tmp_path_factory):
     """A LoRA adapter, as mlx-lm's trainer leaves it, with weights that matter."""
     folder = tmp_path_factory.mktemp("adapter")
-    settings = {"fine_tune_type": "lora", "num_layers": 2, "lora_parameters": {"rank": 4, "scale": 20.0, "dropout": 0.0}}
+    settings = {
+        "fine_tune_type": "lora",
+        "num_layers": 2,
+        "lora_parameters": {"rank": 4, "scale": 20.0, "dropout": 0.0},
+    }
     (folder / "adapter_config.json").write_text(json.dumps(settings))
 
     def work():

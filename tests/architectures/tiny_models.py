@@ -135,13 +135,16 @@ UNTESTED = {
 UNSTEERABLE = ("iquestloopcoder",)
 """Model files that compute their layers from outside, by parts: there is no call to tap."""
 
-# What each architecture needs besides; an empty entry is served by COMMON alone. Named after mlx-lm's model files.
+# What each architecture needs besides; an empty entry is served by COMMON alone. Named after its model file in mlx-lm,
+# or in this project.
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "Klear": {},
     "afm7": {"num_kv_reuse_layers": 1},
     "afmoe": {"layer_types": MIXED},
     "apertus": {"post_norm": True, "qk_norm": True},
     "baichuan_m1": {"sliding_window_layers": [0, 2], "conv_window": 2},
+    "baichuan": {},
+    "baichuan-alibi": {"model_type": "baichuan", "position": "alibi"},
     "bailing_hybrid": {"layer_group_size": 2, "group_norm_size": 2},
     "bailing_moe": {},
     "bailing_moe_linear": {"layer_group_size": 2, "group_norm_size": 2},
@@ -341,7 +344,7 @@ def config(name: str) -> dict[str, Any]:
 
 
 def build(name: str, half: bool = False) -> Any:
-    """A tiny random model of mlx-lm's model file ``name``. On the thread that owns MLX.
+    """A tiny random model of the architecture ``name``, of the code that would serve it. On the engine's thread.
 
     ``half`` is for bfloat16, with 4-bit experts: MLX has no half-precision experts on a CPU otherwise.
     """
@@ -350,9 +353,14 @@ def build(name: str, half: bool = False) -> Any:
     from mlx.utils import tree_map
     from mlx_lm.models.switch_layers import SwitchLinear
 
-    module = importlib.import_module(f"mlx_lm.models.{name}")
+    from mlx_emotion.architectures import find_classes
+
+    tiny = config(name)
+    own = find_classes(tiny)
+    module = importlib.import_module(f"mlx_lm.models.{tiny['model_type']}") if own is None else None
+    model_class, args_class = own or (module.Model, module.ModelArgs)
     mx.random.seed(0)
-    model = module.Model(module.ModelArgs.from_dict(config(name)))
+    model = model_class(args_class.from_dict(tiny))
 
     def noisy(p: mx.array) -> mx.array:
         # Some weights begin as zeros (routers) or ones (norms), where a mistake could hide.

@@ -55,7 +55,7 @@ def test_no_condition_is_asked_twice_and_rows_differ_in_feeling(pack, queries_pa
     plan = Plan(Settings.make(pack, queries=queries_path, **SMALL), pack)
     ids = [t.id for t in plan.tasks]
     assert len(ids) == len(set(ids))
-    first = [t.condition.id for t in plan.chunks[0].tasks[: len(plan.conditions)]]
+    first = [t.condition.id for t in plan.tasks[: len(plan.conditions)]]
     assert first == [c.id for c in plan.conditions]
     assert {"plain", "steering:base@1", "steering:fear@0.25", "prompt:joy", "last:fear@1", "mix:fear+joy"} <= set(first)
 

@@ -22,6 +22,7 @@ class Fake:
     emotions: list[str] = field(default_factory=lambda: list(NAMES))
     breaks_after: int | None = None
     trips_after: int | None = None
+    waits_on_change: bool = False
     go: threading.Event = field(default_factory=threading.Event)
     id: str = "fake"
     quantization: str = "4-bit"
@@ -103,6 +104,8 @@ class FakeChat:
                 felt = self.feeling
                 timeline.append((index, str(felt)))
                 yield FeelingChanged(str(felt), felt.weights, index)
+                if self.model.waits_on_change:
+                    self.model.go.clear()
             if index == self.model.trips_after:
                 tripped = True
                 yield GuardTripped(index, 0.5)

@@ -94,19 +94,18 @@ async def test_the_pad_by_mouse_and_its_point_follows_the_bars(make_app):
 
 
 async def test_three_changes_in_the_middle_of_a_reply(make_app, fake):
-    fake.says = " ".join(f"w{n}" for n in range(400))
+    fake.waits_on_change = True
     app = make_app()
     async with app.run_test(size=(120, 40)) as pilot:
         await ready(pilot)
-        app.panel.bars.focus()
         fake.go.clear()
-        await say(pilot, "hi") if app.focused is app.box else app.box.post_message(app.box.Sent("hi"))
+        await say(pilot, "hi")
         await until(pilot, lambda: app.speaking is not None)
+        app.panel.bars.focus()
         for number, keys in enumerate((["space"], ["n"], ["down", "5"]), start=1):
             await pilot.press(*keys)
             fake.go.set()
             await until(pilot, lambda n=number: len(app.transcript.latest.reply.timeline) == n + 1)
-            fake.go.clear()
         fake.go.set()
         await answered(pilot, 1)
         reply = app.transcript.exchanges[0].reply
@@ -132,7 +131,7 @@ async def test_switches_and_the_guard(make_app):
         await pilot.pause()
         shown = text_of(app)
         assert "refeel" in shown
-        assert "dose at 50 %" in shown
+        assert "guard left 50 %" in shown
         assert "began to loop" in shown
 
 

@@ -1,0 +1,99 @@
+"""The corpus checks stop a build with file and line; the shipped text passes them."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = Path(__file__).parent.parent / "scripts"
+sys.path.insert(0, str(SCRIPTS))
+
+import corpus  # noqa: E402
+
+
+def topic_text(name="dog") -> list[str]:
+    return (SCRIPTS / "topics" / f"{name}.txt").read_text(encoding="utf-8").splitlines()
+
+
+@pytest.fixture
+def problems(tmp_path):
+    """The problems of a folder with these files, lines as a list each."""
+
+    def check(*files):
+        for n, lines in enumerate(files):
+            (tmp_path / f"topic{n}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        try:
+            corpus.load(tmp_path)
+        except ValueError as error:
+            return str(error).splitlines()
+        return []
+
+    return check
+
+
+def test_the_shipped_corpus_is_large_and_clean():
+    topics = corpus.load()
+    assert len([t for t in topics if not t.general]) >= 80
+    for topic in topics:
+        assert len(topic.sections["questions"]) >= 8
+        assert len(topic.sections["plain"]) >= 8
+        assert all(len(topic.sections[e]) >= 6 for e in corpus.EMOTIONS)
+
+
+def test_a_missing_emotion(problems):
+    lines = topic_text()
+    cut = lines[: lines.index("== fear")] + lines[lines.index("== joy") :]
+    (found,) = problems(cut)
+    assert "topic0.txt:1: section 'fear' has 0 lines, wanted 6" in found
+
+
+def test_a_duplicate_answer_names_both_places(problems):
+    lines = topic_text()
+    at = lines.index("== anger") + 1
+    lines.insert(at + 3, lines[at])
+    assert any("topic0.txt" in p and ": the same as " in p and f":{at + 1}" in p for p in problems(lines))
+    assert any(
+        "topic1.txt" in p and "the same as" in p and "topic0.txt" in p for p in problems(topic_text(), topic_text())
+    )
+
+
+@pytest.mark.parametrize(
+    "bad", ["The dog {name} barks.", "A dog [barks.", "My dog [a|b barks.", "TODO write of a dog here."]
+)
+def test_a_stray_placeholder(problems, bad):
+    lines = topic_text()
+    at = lines.index("== plain") + 1
+    lines[at] = bad
+    assert any(f"topic0.txt:{at + 1}: " in p for p in problems(lines))
+
+
+def test_an_answer_without_a_keyword_and_a_learned_test_question(problems):
+    lines = topic_text()
+    at = lines.index("== joy") + 1
+    lines[at] = "What a lovely thing to hear on such a morning, I am so glad."
+    held_out = lines.index("== held out") + 1
+    lines[held_out] = "Do you know how you feel about dogs?"
+    lines[lines.index("== questions") + 1] = "Do you know how you feel about dogs today?"
+    found = problems(lines)
+    assert any(f":{at + 1}: no keyword" in p for p in found)
+    assert any(f":{held_out + 1}: held-out question shares words" in p for p in found)
+
+
+def test_choices_expand_to_every_combination():
+    assert corpus.expand("A [b|c] d [e|].") == ["A b d e.", "A b d .", "A c d e.", "A c d ."]
+
+
+def test_dialogues_are_seeded_and_use_held_out_wordings_never():
+    topics = corpus.load()
+    one, two = (iter(corpus.Dialogues(topics, 5)) for _ in range(2))
+    held_out = {line.text for t in topics for line in t.sections["held out"]}
+    systems = 0
+    for _ in range(2000):
+        dialogue = next(one)
+        assert dialogue == next(two)
+        systems += dialogue[0].role == "system"
+        assert 1 <= sum(t.role == "user" for t in dialogue) <= 4
+        for turn in dialogue:
+            assert not any(q in turn.content for q in held_out)
+            assert not corpus.STRAY.search(turn.content)
+    assert 400 < systems < 1200

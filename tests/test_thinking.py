@@ -1,0 +1,250 @@
+"""Thinking models: the reasoning block is shown apart, left unsteered unless asked, and no part of extraction."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from pathlib import Path
+from types import SimpleNamespace
+
+import checkpoints
+import numpy as np
+import pytest
+
+from mlx_emotion.batch import Job, run_batch
+from mlx_emotion.emotions import Feeling
+from mlx_emotion.engine import shared
+from mlx_emotion.errors import UsageError
+from mlx_emotion.events import Done, Thought, Token
+from mlx_emotion.models import LoadedModel
+from mlx_emotion.options import Options
+from mlx_emotion.session import Session, Voice
+from mlx_emotion.steering import Taps
+from mlx_emotion.templates import ChatTemplate
+from mlx_emotion.thinking import ANSWER, THOUGHT, Thoughts
+from mlx_emotion.vectors import EmotionVectors, Identity, PackInfo
+
+BEGIN, END = "<think>", "</think>"
+MARKS = ("<|im_start|>", "<|im_end|>", BEGIN, END)
+# As Qwen3's template (the model opens the block), and as DeepSeek-R1's (the template does).
+SWITCH = "{% if enable_thinking is defined and not enable_thinking %}{{ '<think>\n\n</think>\n\n' }}{% endif %}"
+FREE = checkpoints.chatml() + "{% if add_generation_prompt %}" + SWITCH + "{% endif %}"
+OPENED = checkpoints.chatml(generate="<|im_start|>assistant\n<think>\n")
+
+# What follows which character: a prompt ends with a line's end.
+CHAINS = {
+    "free": ["\n", BEGIN, "h", "m", END, "o", "k", "<|im_end|>"],
+    "opened": ["\n", "h", "m", END, "o", "k", "<|im_end|>"],
+    "silent": ["\n", "o", "k", "<|im_end|>"],
+}
+
+
+def make_voice(folder: Path, template: str, chain: list[str]) -> Voice:
+    """A tiny model that says ``chain``, whatever it feels, with a vector for fear."""
+    import mlx.core as mx
+    from mlx_lm.models import llama
+    from mlx_lm.tokenizer_utils import load
+
+    size = checkpoints.write_tokenizer(folder, checkpoints.Family(None, marks=MARKS, template=template))
+    tokenizer = load(folder)
+    ids = [tokenizer.encode(c, add_special_tokens=False)[-1] for c in chain]
+    bias = np.zeros((size, size), np.float32)
+    for now, after in itertools.pairwise(ids):
+        bias[now, after] = 1000
+
+    class Chained(llama.Model):
+        def __call__(self, tokens, cache=None):
+            return super().__call__(tokens, cache) + mx.array(bias)[tokens]
+
+    config = {**checkpoints.SIZES, "model_type": "llama", "rms_norm_eps": 1e-5, "vocab_size": size}
+    model = Chained(llama.ModelArgs.from_dict(config))
+    mx.eval(model)
+    taps = Taps(model).attach()
+    taps.self_test()
+    identity = Identity("thinker", "", "0" * 32, "llama", taps.count, taps.width)
+    vector = np.random.default_rng(0).standard_normal((taps.count, taps.width)).astype(np.float32)
+    info = PackInfo(identity, "attention", {"fear": {"instructions": [], "count": 1, "scale": None}})
+    loaded = LoadedModel(model, tokenizer, config, folder, identity, ChatTemplate(tokenizer))
+    return Voice(loaded, taps, EmotionVectors({"fear": vector}, info))
+
+
+@pytest.fixture(scope="module")
+def voice(tmp_path_factory):
+    """``voice(template, chain)``."""
+    made = {}
+
+    def make(template, chain):
+        if (template, chain) not in made:
+            made[template, chain] = shared().run(
+                make_voice, tmp_path_factory.mktemp("thinker"), template, CHAINS[chain]
+            )
+        return made[template, chain]
+
+    return make
+
+
+def talk(voice, message="see", session=None, **options):
+    """(session, events, tokens of the passes that were steered, of those that were not)."""
+    session = session or Session(voice, Feeling((("fear", 1.0),)), Options(temperature=0, max_tokens=20, **options))
+    steered, plain = [], []
+    forward = voice.taps.forward
+
+    def spy(tokens, cache, deltas, capture, **kwargs):
+        (plain if deltas is None else steered).extend(tokens[0].tolist())
+        return forward(tokens, cache, deltas, capture, **kwargs)
+
+    def work():
+        voice.taps.forward = spy
+        try:
+            return list(session.reply(message, 1))
+        finally:
+            del voice.taps.forward
+
+    events = shared().run(work)
+    tokenizer = voice.loaded.tokenizer
+    words = [[tokenizer.decode([t]) for t in ts if t not in tokenizer.eos_token_ids] for ts in (steered, plain)]
+    return session, events, *words
+
+
+def said(events, kind):
+    return "".join(e.text for e in events if isinstance(e, kind))
+
+
+@pytest.mark.parametrize("think", ["plain", "feel"])
+@pytest.mark.parametrize(("template", "chain"), [(FREE, "free"), (OPENED, "opened")], ids=["free", "opened"])
+def test_the_block_is_shown_apart(voice, template, chain, think):
+    _, events, steered, plain = talk(voice(template, chain), think=think)
+    done = events[-1]
+    assert isinstance(done, Done)
+    assert (said(events, Thought), said(events, Token)) == ("hm", "ok")
+    assert (done.thinking, done.text, done.finish_reason) == ("hm", "ok", "stop")
+    if think == "plain":
+        assert {"h", "m"} <= set(plain)
+        assert steered == ["o", "k"]  # decoding runs one token ahead: the pass over the mark is not steered
+    else:
+        assert steered == ["\n", *(c for c in CHAINS[chain][1:-1])]
+        assert "h" not in plain
+
+
+def test_off_closes_the_block_at_once(voice):
+    _, events, steered, plain = talk(voice(FREE, "silent"), think="off")
+    assert END in plain
+    assert not said(events, Thought)
+    assert said(events, Token) == "ok"
+    assert steered == ["\n", "o", "k"]
+
+
+def test_a_model_that_does_not_think_after_all_is_steered_from_its_first_words_on(voice):
+    _, events, steered, _ = talk(voice(FREE, "silent"))
+    assert not said(events, Thought)
+    assert said(events, Token) == "ok"
+    assert steered == ["k"]
+
+
+def test_a_block_cut_short_leaves_no_answer(voice):
+    thinker = voice(FREE, "free")
+    session = Session(thinker, Feeling((("fear", 1.0),)), Options(temperature=0, max_tokens=3))
+    _, events, _, _ = talk(thinker, session=session)
+    assert (events[-1].text, events[-1].thinking, events[-1].finish_reason) == ("", "hm", "length")
+    session.change(Options(temperature=0))
+    _, events, _, _ = talk(thinker, session=session)
+    assert events[-1].text == "ok"
+
+
+def test_history_has_no_block(voice):
+    """The next prompt holds the answer alone, felt as it was; the cache is as if computed afresh."""
+    import mlx.core as mx
+
+    thinker = voice(FREE, "free")
+    session, _, _, _ = talk(thinker)
+    assert session.turns[0].reply == "ok"
+    assert session.turns[0].felt == [(-1, ()), (0, (("fear", 1.0),))]
+    talk(thinker, "more", session)
+
+    def work():
+        fresh = Session(thinker, session.feeling, session.options)
+        fresh.turns = [copy.deepcopy(t) for t in session.turns]
+        list(fresh.again(1))
+        prompt, _ = fresh._layout(fresh.turns)
+        assert BEGIN not in thinker.loaded.tokenizer.decode(prompt)
+        logits = [np.array(thinker.model(mx.array([[50]]), cache=s._cache)) for s in (session, fresh)]
+        np.testing.assert_allclose(*logits, rtol=1e-3, atol=1e-3)
+
+    shared().run(work)
+
+
+@pytest.mark.parametrize(("template", "chain"), [(FREE, "free"), (OPENED, "opened")], ids=["free", "opened"])
+@pytest.mark.parametrize("rows", [1, 3])
+def test_means_skip_the_block(voice, template, chain, rows):
+    """What extraction averages are the answer's tokens, in rows that end their blocks at different times."""
+    import mlx.core as mx
+
+    thinker = voice(template, chain)
+    tokenizer = thinker.loaded.tokenizer
+
+    def work():
+        texts = ["hi", "what a day, is it not?", "why"][:rows]
+        prompts = [
+            thinker.loaded.template.encode(thinker.loaded.template.render([{"role": "user", "content": t}], think=True))
+            for t in texts
+        ]
+        jobs = [Job(n, p) for n, p in enumerate(prompts)]
+        for done in run_batch(thinker, jobs, batch_size=rows, max_tokens=20, capture=True):
+            assert done.text == "ok"
+            assert tokenizer.decode(done.tokens) == "ok"
+            prompt = prompts[done.key]
+            block = [tokenizer.encode(c, add_special_tokens=False)[-1] for c in CHAINS[chain][1:-3]]
+            _, outputs = thinker.taps.forward(mx.array([prompt + block + done.tokens]), None, None, True)
+            wanted = np.stack([np.array(o[0, -2:].mean(0)) for o in outputs])
+            np.testing.assert_allclose(done.mean, wanted, rtol=1e-3, atol=1e-5)
+
+    shared().run(work)
+
+
+def test_an_answer_that_never_comes_is_empty(voice):
+    thinker = voice(OPENED, "opened")
+
+    def work():
+        template = thinker.loaded.template
+        prompt = template.encode(template.render([{"role": "user", "content": "hi"}]))
+        (done,) = run_batch(thinker, [Job(0, prompt)], batch_size=1, max_tokens=2, capture=True)
+        return done
+
+    done = shared().run(work)
+    assert (done.text, done.tokens, done.mean) == ("", [], None)
+
+
+def follow(start, end, opening, chunks, think=True):
+    tokenizer = SimpleNamespace(has_thinking=True, think_start=start, think_end=end)
+    thoughts = Thoughts(tokenizer, opening, think)
+    pieces = [p for n, c in enumerate(chunks, 1) for p in thoughts.add(c, n)] + thoughts.finish()
+    return {kind: "".join(t for k, t in pieces if k == kind) for kind in (THOUGHT, ANSWER)}, thoughts
+
+
+@pytest.mark.parametrize(("start", "end"), [(BEGIN, END), ("<|channel>thought", "<channel|>")])
+@pytest.mark.parametrize("size", [1, 2, 5, 100])
+def test_marks_in_pieces(start, end, size):
+    """Marks of several tokens are found wherever the tokens' borders are."""
+    whole = f"{start}\nwell < then\n{end}\n\nYes, {start} is a mark."
+    chunks = [whole[i : i + size] for i in range(0, len(whole), size)]
+    found, thoughts = follow(start, end, "", chunks)
+    assert found == {THOUGHT: "well < then\n", ANSWER: f"Yes, {start} is a mark."}
+    assert thoughts.tokens == -(-(whole.index(end) + len(end)) // size)
+
+
+@pytest.mark.parametrize(
+    ("opening", "chunks", "thought", "answer"),
+    [
+        ("", ["<", "3 you"], "", "<3 you"),  # could have been a mark
+        ("", ["<thi"], "", "<thi"),
+        (BEGIN, ["hm"], "hm", ""),
+        (f"{BEGIN}\n\n{END}\n\n", [" yes"], "", " yes"),
+    ],
+)
+def test_beginnings(opening, chunks, thought, answer):
+    assert follow(BEGIN, END, opening, chunks)[0] == {THOUGHT: thought, ANSWER: answer}
+
+
+def test_unknown_way_to_think():
+    with pytest.raises(UsageError, match="unknown think 'loud': known are plain, feel, off"):
+        Options(think="loud")
