@@ -10,7 +10,7 @@ import numpy as np
 
 from .session import Voice
 from .steering import Dose, Row, Sums
-from .thinking import answer_tokens
+from .thinking import ANSWER, PROMPT_TAIL, Thoughts, answer_tokens
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def run_batch(
         generator, batch_size = _OneByOne(voice, max_tokens, set(ends), sampler), 1
     tokenizer = voice.loaded.tokenizer
     source = iter(jobs)
-    running: dict[int, tuple[Job, list[int], Any]] = {}
+    running: dict[int, tuple[Job, Row, list[int], _Reader]] = {}
     exhausted = False
     try:
         while not stopped():
@@ -108,15 +108,22 @@ def run_batch(
                 row.set(job.dose, start if job.all_positions else len(job.prompt) - 1)
                 sums = Sums([len(job.prompt)], end_ids, tokenizer.think_end_tokens or ()) if capture else None
                 (uid,) = generator.insert([list(job.prompt)], caches=[voice.model.cache(row, sums)])
-                running[uid] = (job, [], _Detokenizer(tokenizer) if pieces else None)
+                reader = _Reader(tokenizer, job.prompt)
+                if reader.thoughts.inside:  # reasoning is left alone, as a conversation does it by default
+                    row.set(None, len(job.prompt) - 1)
+                running[uid] = (job, row, [], reader)
             if not running:
                 return
             for response in generator.next_generated():
-                job, tokens, detokenizer = running[response.uid]
+                job, row, tokens, reader = running[response.uid]
                 if response.finish_reason != "stop":
                     tokens.append(response.token)
-                    if detokenizer is not None:
-                        yield Piece(job.key, detokenizer.add(response.token), response.token)
+                    thinking = reader.thoughts.inside
+                    text = reader.add(response.token) if pieces or thinking else ""
+                    if thinking and not reader.thoughts.inside:
+                        row.set(job.dose, row.offset)
+                    if pieces:
+                        yield Piece(job.key, text, response.token)
                 if response.finish_reason is None:
                     continue
                 mean = norm = None
@@ -198,15 +205,20 @@ class _OneByOne:
                 return
 
 
-class _Detokenizer:
-    """A streaming detokenizer of one row's own; the tokenizer's property makes a new one each time."""
+class _Reader:
+    """Turns one row's tokens into text, and tells a reasoning block that its prompt has opened from the answer."""
 
-    def __init__(self, tokenizer: Any) -> None:
-        self._inner = tokenizer.detokenizer
+    def __init__(self, tokenizer: Any, prompt: list[int]) -> None:
+        self._inner = tokenizer.detokenizer  # a new one each time
+        self._count = 0
+        self.thoughts = Thoughts(tokenizer, tokenizer.decode(prompt[-PROMPT_TAIL:]), False)
 
     def add(self, token: int) -> str:
+        """What ``token`` adds to the answer."""
         self._inner.add_token(token)
-        return self._inner.last_segment
+        self._count += 1
+        pieces = self.thoughts.add(self._inner.last_segment, self._count)
+        return "".join(text for kind, text in pieces if kind == ANSWER)
 
 
 def _means(sums: Sums, voice: Voice) -> tuple[np.ndarray | None, np.ndarray | None]:

@@ -331,7 +331,10 @@ class Extraction:
         state, plan, loaded = self.state, self.plan, self.voice.loaded
         for emotion, done in state.done.items():
             if not done:
-                raise ExtractionError(f"{loaded.identity.id} gave only empty answers for {emotion}; nothing to average")
+                hint = "; a larger --max-tokens lets it think to the end" if loaded.tokenizer.has_thinking else ""
+                raise ExtractionError(
+                    f"{loaded.identity.id} gave only empty answers for {emotion}; nothing to average{hint}"
+                )
         entries: dict[str, dict] = {
             n: {"instructions": list(plan.wordings[n]), "count": len(state.done[n]), "scale": None}
             for n in plan.queries

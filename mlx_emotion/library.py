@@ -98,7 +98,7 @@ def make_pack(
 
     def calibrate(voice: Voice) -> None:
         run = Calibration(voice, pack, seed=0, stopped=stopped)
-        run.run(lambda done, total, note="": tell(Step("calibrating", done, total, note=note)))
+        run.run(lambda done, total, note: tell(Step("calibrating", done, total, note=note)))
         pack.save(path)
 
     model.run(calibrate)

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 EMBEDDED = "embedded"
 """The name of the model that comes with the package."""
 
-LAYER_COUNTS = ("num_hidden_layers", "n_layer", "num_layers")
+# What configs call the number of layers and the width of the residual stream.
+LAYER_COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers", "num_transformer_layers")
+WIDTHS = ("hidden_size", "n_embd", "d_model", "model_dim", "hidden_dim")
 
 # What mlx-lm fetches; a snapshot with these is complete for it.
 PATTERNS = [
@@ -181,11 +183,19 @@ def load_model(
         except Exception as error:  # mlx-lm, transformers and safetensors raise many kinds here
             raise ModelError(f"cannot load {path}: {_wrong_layers(path) or _first_line(error)}") from None
     layers = getattr(model, "layers", None) or []
-    text_config = config.get("text_config") or config
-    width = text_config.get("hidden_size") or config.get("hidden_size") or config.get("n_embd") or 0
-    identity = Identity(id_, revision_, mark, str(config.get("model_type")), len(layers), int(width))
+    identity = Identity(id_, revision_, mark, str(config.get("model_type")), len(layers), sizes(config)[1])
     template = ChatTemplate(tokenizer, f"{id_} {config.get('_name_or_path', '')}")
     return LoadedModel(model, tokenizer, config, path, identity, template)
+
+
+def sizes(config: dict[str, Any]) -> tuple[int, int]:
+    """(layers, width) by a model's config, or by that of its text model; 0 for what it does not say."""
+
+    def find(names: tuple[str, ...]) -> int:
+        values = (c.get(n) for c in (config.get("text_config") or {}, config) for n in names)
+        return next((v for v in values if isinstance(v, int)), 0)
+
+    return find(LAYER_COUNTS), find(WIDTHS)
 
 
 def identify(name: str | None = None) -> tuple[Identity, dict[str, Any]]:
@@ -193,10 +203,7 @@ def identify(name: str | None = None) -> tuple[Identity, dict[str, Any]]:
     id_, revision, path = resolve(name)
     try:
         config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-        text = config.get("text_config") or config
-        layers = text.get("num_hidden_layers") or text.get("n_layer") or text.get("num_layers") or 0
-        width = text.get("hidden_size") or text.get("n_embd") or 0
-        return Identity(id_, revision, fingerprint(path), str(config.get("model_type")), layers, width), config
+        return Identity(id_, revision, fingerprint(path), str(config.get("model_type")), *sizes(config)), config
     except (OSError, ValueError) as error:
         raise ModelError(f"{path}: {_first_line(error)}") from None
 

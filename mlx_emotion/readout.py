@@ -132,7 +132,7 @@ def neutral_activation(voice: Voice) -> np.ndarray:
     means = [r.mean for r in results if isinstance(r, Finished) and r.mean is not None]
     if not means:
         return np.zeros((voice.taps.count, voice.taps.width), np.float32)
-    return np.mean(means, axis=0, dtype=np.float32)
+    return np.stack(means).mean(axis=0, dtype=np.float32)
 
 
 @dataclass(frozen=True)

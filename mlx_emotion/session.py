@@ -161,10 +161,10 @@ class Session:
         self.turns.pop()
 
     def outline(self, turns: list[Turn], scales: Scales) -> tuple[list[int], tuple[Span, ...]]:
-        """The prompt of ``turns`` for a reply under ``scales``, and how what was said before was felt."""
+        """The prompt of ``turns`` for a reply under ``scales``, without reasoning; and how the history was felt."""
         if self.options.history == "refeel":
             turns = [*(replace(t, felt=[(-1, scales)]) for t in turns[:-1]), turns[-1]]
-        prompt, places = self._layout(self._fitting(turns))
+        prompt, places = self._layout(self._fitting(turns), think=False)
         return prompt, tuple(self._plan(places))
 
     def again(self, seed: int | None = None) -> Iterator[Event]:
@@ -193,7 +193,7 @@ class Session:
                 messages.append({"role": "assistant", "content": turn.reply})
         return messages
 
-    def _layout(self, turns: list[Turn]) -> tuple[list[int], list[tuple[int, int, Turn]]]:
+    def _layout(self, turns: list[Turn], think: bool | None = None) -> tuple[list[int], list[tuple[int, int, Turn]]]:
         """The prompt's token ids, and where each earlier turn's own prompt and reply begin in it.
 
         Replies keep the ids they were generated with: text put back through the tokenizer may be cut
@@ -206,7 +206,7 @@ class Session:
         replies = (m for m in messages if m["role"] == "assistant")
         for n, message in zip((n for n, turn in enumerate(turns) if turn.answered), replies):
             message["content"] = marks.get(n, message["content"])
-        think = self.options.think != "off"
+        think = self.options.think != "off" if think is None else think
         text = template.render(messages, think=think)
         ids: list[int] = []
         places: list[tuple[int, int, Turn]] = []

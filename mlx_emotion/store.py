@@ -377,9 +377,10 @@ class Store:
 
     def export(self, conversation: str) -> dict[str, Any]:
         """The conversation as an object for JSON; ``import_`` reads it back."""
-        (row,) = self._read("SELECT * FROM conversations WHERE id = ?", (conversation,)) or [None]
-        if row is None:
+        found = self._read("SELECT * FROM conversations WHERE id = ?", (conversation,))
+        if not found:
             raise StoreError(f"no conversation {conversation!r}")
+        row = found[0]
         head = {n: row[n] for n in ("title", "model", "created", "updated")}
         exchanges = [asdict(e) for e in self.exchanges(conversation)]
         return {"format": FORMAT, "version": FORMAT_VERSION, **head, "exchanges": exchanges}

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 ANSWER, THOUGHT = "answer", "thought"
 START = "start"
 """Where a block may begin; what is said there without beginning one belongs to the answer."""
+PROMPT_TAIL = 8
+"""How many tokens at a prompt's end can be a template's, that opens a block, or opens and closes one."""
 
 
 def opens(tokenizer: TokenizerWrapper, text: str) -> bool:
@@ -27,7 +29,7 @@ def answer_tokens(tokenizer: TokenizerWrapper, prompt: list[int], tokens: list[i
         return tokens
     if (at := tokenizer.rfind_think_end(tokens)) >= 0:
         return tokens[at + len(tokenizer.think_end_tokens) :]
-    tail = prompt[-8:]  # where a template opens a block, or opens and closes it
+    tail = prompt[-PROMPT_TAIL:]
     opened = tokenizer.rfind_think_start(tail) > tokenizer.rfind_think_end(tail)
     return [] if opened or tokenizer.find_think_start(tokens) >= 0 else tokens
 

@@ -264,8 +264,9 @@ class Dialogues:
         if r.random() < 0.12:
             text = r.choice(["Hey, ", "So, ", "Listen, ", "Well, ", "Okay, ", "Tell me, "]) + text[0].lower() + text[1:]
         pieces = text.split()
-        if len(pieces) > 5 and r.random() < 0.25:
-            del pieces[r.randrange(len(pieces))]
+        if len(pieces) > 3 and r.random() < 0.3:  # a few of the words must be enough to know the topic
+            kept = [piece for piece in pieces if r.random() < 0.65]
+            pieces = kept if len(kept) > 1 else pieces
         return " ".join(pieces)
 
     def _about(self, topic: Topic) -> list[Turn]:
@@ -279,7 +280,12 @@ class Dialogues:
         fitting = [r for ln in topic.sections[section] for r in expand(ln.text) if mentions(r, (keyword,))]
         if not fitting:
             return self._question(topic), self._draw(topic, section)
-        question = self.random.choice(self.naming).format(thing=keyword)
+        thing = keyword
+        if self.random.random() < 0.3:
+            thing += "s" * (not keyword.endswith("s"))
+        elif self.random.random() < 0.3:
+            thing = f"{keyword} and the {self.random.choice(topic.keywords)}"
+        question = self.random.choice(self.naming).format(thing=thing)
         return question[0].upper() + question[1:], self.random.choice(fitting)
 
     def _dialogue(self, topic: Topic, feeling: str) -> list[Turn]:

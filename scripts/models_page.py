@@ -1,6 +1,6 @@
-"""Write docs/models.md from what the tests of tests/architectures find: `python scripts/models_page.py`, a minute or two.
+"""Write docs/models.md from what the tests of tests/architectures find: `python scripts/models_page.py`.
 
-Every check of every architecture is run again; a check that fails ends the script with its error.
+Every check of every architecture is run again, which takes a minute or two; one that fails ends the script.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ answer is made again under another feeling, with `keep` and `refeel`, leaves the
 |---|---|---|---|
 """
 ARCHITECTURES = """
-"Same numbers" means: per-layer means over response tokens at both sites, emotion vectors of given pairs, and logits of a
-32-token generation, steered as in the authors' code and as in Eq. 1, against hooks on the Hugging Face model in float32
-(relative error at most 1e-4, cosine at least 0.99999): `pytest tests/parity`. Where a template puts a system message of
-its own when none is given (Qwen), it is kept out. Gemma has no system role: a system message goes in front of the first
-user message. Baichuan 2 is read from safetensors; its 13B models have ALiBi.
+"Same numbers" means: per-layer means over response tokens at both sites, emotion vectors of given pairs, and logits of
+a 32-token generation, steered as in the authors' code and as in Eq. 1, against hooks on the Hugging Face model in
+float32 (relative error at most 1e-4, cosine at least 0.99999): `pytest tests/parity`. Where a template puts a system
+message of its own when none is given (Qwen), it is kept out. Gemma has no system role: a system message goes in front
+of the first user message. Baichuan 2 is read from safetensors; its 13B models have ALiBi.
 
 ## Architectures
 
@@ -87,8 +87,9 @@ def main() -> None:
         if name not in tiny_models.UNSTEERABLE:
             lines.append(shared().run(check, name, tokenizer))
             print(lines[-1], flush=True)
-    why = {n: "it computes its layers from outside, by parts: there is no call to tap" for n in tiny_models.UNSTEERABLE}
-    rest = [f"| {name} | {reason} |" for name, reason in {**why, **tiny_models.UNTESTED}.items()]
+    reason = "it computes its layers from outside, by parts: there is no call to tap"
+    why = dict.fromkeys(tiny_models.UNSTEERABLE, reason)
+    rest = [f"| {name} | {reason} |" for name, reason in (why | tiny_models.UNTESTED).items()]
     text = HEAD + "\n".join(paper()) + "\n" + ARCHITECTURES.format(count=len(lines)) + "\n".join(lines)
     (ROOT / "docs" / "models.md").write_text(text + "\n" + REST + "\n".join(rest) + "\n", encoding="utf-8")
 

@@ -103,7 +103,7 @@ def commands(model: str, folder: Path, args: argparse.Namespace) -> list[list[st
     evaluate = [*program, "evaluate", "--model", model, "--vectors", str(pack), "--output", str(folder / "evaluation")]
     evaluate += ["--emotions", f"base,{emotions}", f"--scales={','.join(map(str, SCALES))}", *limit]
     evaluate += ["--max-tokens", str(args.max_tokens), "--batch-size", str(BATCH), "--seed", str(args.seed)]
-    for option in ("judge", "classifier", "go_emotions", "perplexity_model", "queries"):
+    for option in ("judge", "classifier", "go_emotions", "perplexity_model", "queries", "parts"):
         if value := getattr(args, option):
             evaluate += [f"--{option.replace('_', '-')}", value]
     return [evaluate] if pack.is_file() else [extract, evaluate]
@@ -140,6 +140,7 @@ def main() -> int:
     parser.add_argument("--limit", type=int, help="at most this many queries of a group, for a trial")
     parser.add_argument("--max-tokens", type=int, default=ANSWER_TOKENS, help="longest answer (the paper's 512)")
     parser.add_argument("--queries", help="the questions to answer, such as the released EQ+ file")
+    parser.add_argument("--parts", help="of the evaluation, such as tables,geometry; all by default")
     parser.add_argument("--judge")
     parser.add_argument("--classifier")
     parser.add_argument("--go-emotions")
@@ -155,8 +156,8 @@ def main() -> int:
         print(f"reproduce_paper: {error}", file=sys.stderr)
         return error.exit_status
     hours, disk = estimate(sizes, args.limit, args.max_tokens, args.bandwidth)
-    args.output.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(args.output).free
+    place = args.output.absolute()
+    free = shutil.disk_usage(next(p for p in (place, *place.parents) if p.is_dir())).free
     print(
         f"{len(sizes)} models; about {hours:.1f} hours at {args.bandwidth:g} GB/s, judging not counted; "
         f"{disk / GIB:.1f} GiB of disk, {free / GIB:.1f} GiB free"

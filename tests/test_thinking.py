@@ -201,6 +201,32 @@ def test_means_skip_the_block(voice, template, chain, rows):
     shared().run(work)
 
 
+def test_a_batch_leaves_an_opened_block_alone(voice):
+    """Steered in a batch, an always-thinking model feels from its answer on, and only that is shown."""
+    thinker = voice(OPENED, "opened")
+    steered = []
+    forward = thinker.taps.forward
+
+    def spy(tokens, cache, deltas, capture, **kwargs):
+        if deltas is not None:
+            steered.append(thinker.loaded.tokenizer.decode(tokens[0].tolist()))
+        return forward(tokens, cache, deltas, capture, **kwargs)
+
+    def work():
+        template = thinker.loaded.template
+        prompt = template.encode(template.render([{"role": "user", "content": "see"}]))
+        thinker.taps.forward = spy
+        try:
+            job = Job(0, prompt, thinker.dose((("fear", 1.0),)))
+            return list(run_batch(thinker, [job], batch_size=1, max_tokens=20, pieces=True))
+        finally:
+            del thinker.taps.forward
+
+    *pieces, done = shared().run(work)
+    assert "".join(p.text for p in pieces) == done.text == "ok"
+    assert steered[:2] == ["o", "k"]
+
+
 def test_an_answer_that_never_comes_is_empty(voice):
     thinker = voice(OPENED, "opened")
 

@@ -96,7 +96,7 @@ class ConversationsDialog(Dialog):
             yield Static("Conversations", classes="heading")
             yield Input(placeholder="filter", id="filter")
             yield OptionList(id="list")
-            yield Input(id="ask")
+            yield Input(id="ask", select_on_focus=False)
             yield Static(self.HINT, id="hint", classes="hint", markup=False)
 
     def on_mount(self) -> None:

@@ -86,7 +86,8 @@ def command(**given: Any) -> None:
         given["labels"],
         **({"metrics": tuple(given["metrics"])} if given["metrics"] else {}),
     )
-    judging.check()
+    if stage in (None, "score"):
+        judging.check()
     if stage in (None, "report"):
         need_figures()  # before hours of work, not after
     with stop_on_interrupt() as stop:

@@ -1,1 +1,1 @@
-"""Judging what a text shows."""
+"""Measuring a model: the papers' metrics, tables and figures (`docs/evaluation.md`)."""

@@ -28,6 +28,12 @@ TURN_TOKENS = 64
 """Longest answer in a conversation, where many turns have to fit into the context."""
 
 Report = Callable[[int, int, str], None]
+Stopped = Callable[[], bool]
+
+
+def never() -> bool:
+    """Go on to the end."""
+    return False
 
 
 def quiet(done: int, total: int, note: str) -> None:
@@ -213,7 +219,7 @@ def generate(
     run: Run,
     packs: Mapping[str, EmotionVectors],
     progress: Report = quiet,
-    stopped: Callable[[], bool] = lambda: False,
+    stopped: Stopped = never,
 ) -> int:
     """Make the answers that are missing; returns how many tokens that took. On the thread that owns MLX.
 
@@ -245,9 +251,6 @@ def generate(
         append_lines(run.answers, [_line(task, finished[task.id]) for task in chunk.tasks])
         done = position
     return tokens
-
-
-Stopped = Callable[[], bool]
 
 
 def _answer(

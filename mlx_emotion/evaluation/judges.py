@@ -16,7 +16,7 @@ import re
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +43,8 @@ class Judge(Protocol):
     """One judge of one kind of verdict.
 
     ``name`` tells it apart from others in files, ``label`` is what tables say; ``batch`` is how many
-    items it wants at once. ``judge`` gives one verdict an item, in order.
+    items it wants at once. ``judge`` gives one verdict an item, in order. ``check`` finds out, before any
+    answer is made, what can be known to be wrong; it raises ``MLXEmotionError``.
     """
 
     @property
@@ -52,6 +53,8 @@ class Judge(Protocol):
     def label(self) -> str: ...
     @property
     def batch(self) -> int: ...
+
+    def check(self) -> None: ...
 
     def judge(self, items: Sequence[Item]) -> list[Any]: ...
 
@@ -69,11 +72,14 @@ class Builtin:
     kind: str
     label: str
     rule: Callable[[Item], Any]
-    batch: int = 64
+    batch: int = 1
 
     @property
     def name(self) -> str:
         return f"{BUILTIN}:{self.kind}"
+
+    def check(self) -> None:
+        """Nothing can be wrong."""
 
     def judge(self, items: Sequence[Item]) -> list[Any]:
         return [self.rule(i) for i in items]
@@ -112,19 +118,34 @@ def builtin(kind: str) -> Builtin:
 # Classifiers through transformers.
 
 
+def _labels(model: str) -> list[str]:
+    """A classifier's labels, from its config alone. Raises ``EvaluationError`` for a missing extra or model."""
+    need_extra("torch", f"the classifier {model}")
+    from transformers import AutoConfig
+
+    return [str(n) for n in _loading(model, lambda: AutoConfig.from_pretrained(model)).id2label.values()]
+
+
+@functools.lru_cache(maxsize=2)
 def _pipeline(task: Any, model: str) -> Any:
-    need_extra("torch", "a classifier")
     import torch
     from transformers import pipeline
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     device = "mps" if torch.backends.mps.is_available() else "cpu"
+    return _loading(model, lambda: pipeline(task, model=model, device=device))
+
+
+def _loading(model: str, load: Callable[[], Any]) -> Any:
     try:
-        return pipeline(task, model=model, device=device)
+        return load()
     except Exception as error:  # the hub, the file system and transformers raise many kinds here
-        first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise EvaluationError(f"cannot load the classifier {model}: {first}") from None
+        raise EvaluationError(f"cannot load the classifier {model}: {_first_line(error)}") from None
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 class ZeroShot:
@@ -143,34 +164,28 @@ class ZeroShot:
         self.label = Path(model).name
         self._model = model
 
-    @functools.cached_property
-    def _classify(self) -> Any:
-        classify = zero_shot_pipeline(self._model)
-        names = [str(n).lower() for n in classify.model.config.id2label.values()]
-        if not any(n.startswith("entail") for n in names):
+    def check(self) -> None:
+        labels = _labels(self._model)
+        if not any(n.lower().startswith("entail") for n in labels):
             raise EvaluationError(
-                f"{self._model} cannot judge by inference: its labels are {', '.join(names)}, with no entailment; "
+                f"{self._model} cannot judge by inference: its labels are {', '.join(labels[:8])}, with no entailment; "
                 "give an NLI model such as facebook/bart-large-mnli as --classifier"
             )
-        return classify
 
     def judge(self, items: Sequence[Item]) -> list[Any]:
+        self.check()
+        classify = _pipeline("zero-shot-classification", self._model)
         multi = self.kind == "emotions"
         # An empty text is an error to the pipeline, and no classifier has anything to say about it.
         texts = [i.answer for i in items if i.answer.strip()]
         found = iter(
-            self._classify(texts, self.labels, multi_label=multi, batch_size=self.batch, truncation=True)
+            classify(texts, self.labels, multi_label=multi, batch_size=self.batch, truncation=True)
             if texts else []
         )  # fmt: skip
         results = [next(found) if i.answer.strip() else None for i in items]
         if multi:
             return [r and dict(zip(r["labels"], map(float, r["scores"]))) for r in results]
         return [r and r["labels"][0] for r in results]
-
-
-@functools.lru_cache(maxsize=2)
-def zero_shot_pipeline(model: str) -> Any:
-    return _pipeline("zero-shot-classification", model)
 
 
 class GoEmotions:
@@ -185,20 +200,19 @@ class GoEmotions:
         self.name, self.label = f"{model}:top", Path(model).name
         self._model, self._known = model, set(known)
 
-    @functools.cached_property
-    def _classify(self) -> Any:
-        classify = _pipeline("text-classification", self._model)
-        unknown = sorted({str(n) for n in classify.model.config.id2label.values()} - self._known)
+    def check(self) -> None:
+        unknown = sorted(set(_labels(self._model)) - self._known)
         if unknown:
             raise EvaluationError(
                 f"{self._model} has labels without a place on the circumplex: {', '.join(unknown[:8])}; "
                 "give a table that has them with --labels"
             )
-        return classify
 
     def judge(self, items: Sequence[Item]) -> list[Any]:
+        self.check()
+        classify = _pipeline("text-classification", self._model)
         texts = [i.answer for i in items if i.answer.strip()]
-        found = iter(self._classify(texts, batch_size=self.batch, truncation=True) if texts else [])
+        found = iter(classify(texts, batch_size=self.batch, truncation=True) if texts else [])
         return [str(next(found)["label"]) if i.answer.strip() else None for i in items]
 
 
@@ -244,6 +258,11 @@ class LocalChat:
     def __init__(self, model: str, kind: str) -> None:
         self.kind, self.name, self.label, self._model = kind, f"{model}:{kind}", f"{Path(model).name}, local", model
 
+    def check(self) -> None:
+        from ..models import resolve
+
+        resolve(self._model)
+
     def judge(self, items: Sequence[Item]) -> list[Any]:
         from ..engine import shared
 
@@ -288,6 +307,9 @@ class Endpoint:
         self.url, self.model, self.kind = url.rstrip("/"), model, kind
         self.name, self.label = f"{address}:{kind}", model
         self._key = next((os.environ[v] for v in KEY_VARIABLES if os.environ.get(v)), None)
+
+    def check(self) -> None:
+        """An endpoint may come up while answers are made; a wrong address has been refused already."""
 
     def judge(self, items: Sequence[Item]) -> list[Any]:
         with ThreadPoolExecutor(4) as pool:
@@ -366,14 +388,11 @@ def read_labels(path: str | Path | None) -> dict[str, float | None]:
     return dict(table)
 
 
-def batches(judge: Judge, items: Sequence[Item]) -> Iterator[tuple[int, list[Any]]]:
-    """(index of the first item, verdicts) of one batch after another. Raises ``EvaluationError``."""
-    for start in range(0, len(items), judge.batch):
-        part = items[start : start + judge.batch]
-        try:
-            yield start, judge.judge(part)
-        except MLXEmotionError:
-            raise
-        except (RuntimeError, ValueError, IndexError) as error:  # what a classifier raises for odd input
-            first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-            raise EvaluationError(f"judge {judge.label} failed: {first}; the answers are kept") from None
+def verdicts(judge: Judge, items: Sequence[Item]) -> list[Any]:
+    """The judge's verdicts on one batch. Raises ``EvaluationError``."""
+    try:
+        return judge.judge(items)
+    except MLXEmotionError:
+        raise
+    except (RuntimeError, ValueError, IndexError) as error:  # what a classifier raises for odd input
+        raise EvaluationError(f"judge {judge.label} failed: {_first_line(error)}; the answers are kept") from None

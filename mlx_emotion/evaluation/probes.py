@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from ..emotions import NEUTRAL
-from ..errors import EvaluationError
+from ..errors import EvaluationError, Interrupted
 from ..extraction import Extraction
 from ..extraction import Plan as ExtractionPlan
 from ..readout import PromptReader
 from ..session import Voice
 from ..steering import Dose, Row
 from ..vectors import EmotionVectors
-from .generate import Report, Run, quiet, write_json
+from .generate import Report, Run, Stopped, never, quiet, write_json
 from .metrics import explained, line_fit
 from .plan import FRACTIONS, Plan
 
@@ -28,7 +28,7 @@ PROBE_QUERIES = 8
 
 
 def other_vectors(
-    voice: Voice, plan: Plan, run: Run, progress: Report = quiet, stopped: Callable[[], bool] = lambda: False
+    voice: Voice, plan: Plan, run: Run, progress: Report = quiet, stopped: Stopped = never
 ) -> dict[str, EmotionVectors]:
     """The packs that the conditions use, by method; makes those that are missing. On the thread that owns MLX."""
     packs = {"mean": plan.pack}
@@ -78,7 +78,12 @@ def neutral_questions(plan: Plan, count: int) -> list[str]:
     return found[:count]
 
 
-def probe_logits(voice: Voice, plan: Plan, run: Run, progress: Report = quiet) -> None:
+def _go_on(stopped: Stopped) -> None:
+    if stopped():
+        raise Interrupted("stopped; the same command goes on from here")
+
+
+def probe_logits(voice: Voice, plan: Plan, run: Run, progress: Report = quiet, stopped: Stopped = never) -> None:
     """Write ``probes.json``: how linear the logit shift is in the dose, and how two emotions' shifts add up.
 
     For shifts ``z(s) = logits(s) − logits(0)`` at doses s up to intensity 1.0, R² is the share of their
@@ -105,6 +110,7 @@ def probe_logits(voice: Voice, plan: Plan, run: Run, progress: Report = quiet) -
     total = len(plan.settings.emotions) + len(plan.pairs)
     halves: dict[str, np.ndarray] = {}
     for number, emotion in enumerate(plan.settings.emotions):
+        _go_on(stopped)
         doses = [None, *(dose((emotion, float(f))) for f in steps)]
         logits = np.stack([next_logits(voice, p, doses) for p in prompts])  # (Q, 1 + F, V)
         shifts = logits[:, 1:] - logits[:, :1]
@@ -125,12 +131,13 @@ def probe_logits(voice: Voice, plan: Plan, run: Run, progress: Report = quiet) -
     write_json(run.probes, {"questions": len(prompts), "curves": curves, "pairs": pairs})
 
 
-def read_questions(voice: Voice, plan: Plan, run: Run, progress: Report = quiet) -> None:
+def read_questions(voice: Voice, plan: Plan, run: Run, progress: Report = quiet, stopped: Stopped = never) -> None:
     """Write ``readouts.json``: the reading of every question of the set, before it is answered."""
     reader = PromptReader(voice)
     questions = [(g, q) for g, qs in plan.settings.queries.items() for q in qs]
     rows = []
     for number, (group, question) in enumerate(questions):
+        _go_on(stopped)
         found = reader.read(question)
         rows.append({"group": group, "mean": found.mean.tolist(), "last": found.last.tolist()})
         progress(number + 1, len(questions), "readings")

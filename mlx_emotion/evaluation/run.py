@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..errors import EvaluationError
-from .generate import Report, Run, generate, quiet
+from .generate import Report, Run, Stopped, generate, never, quiet
 from .judges import need_extra
 from .plan import Plan, Settings, check_plan
 from .probes import other_vectors, probe_logits, read_questions
@@ -45,7 +44,7 @@ def make_answers(
     run: Run,
     restart: bool = False,
     progress: Report = quiet,
-    stopped: Callable[[], bool] = lambda: False,
+    stopped: Stopped = never,
 ) -> None:
     """Stage ``generate``: everything that needs the model. Does what an earlier, unfinished run left undone.
 
@@ -56,9 +55,9 @@ def make_answers(
     def work(voice: Voice) -> None:
         packs = other_vectors(voice, plan, run, progress, stopped)
         if "probes" in plan.settings.parts and not run.probes.is_file():
-            probe_logits(voice, plan, run, progress)
+            probe_logits(voice, plan, run, progress, stopped)
         if "readout" in plan.settings.parts and not run.readouts.is_file():
-            read_questions(voice, plan, run, progress)
+            read_questions(voice, plan, run, progress, stopped)
         generate(voice, plan, run, packs, progress, stopped)
 
     model.run(work)

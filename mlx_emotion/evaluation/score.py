@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,18 +13,30 @@ import numpy as np
 from ..emotions import BASE, BASIC, NEUTRAL
 from ..errors import EvaluationError, Interrupted, UsageError
 from ..files import atomic_write
-from .generate import Report, Run, append_lines, cut_lines, quiet, read_json, read_lines, write_json
+from ..models import resolve
+from .generate import (
+    Report,
+    Run,
+    Stopped,
+    append_lines,
+    cut_lines,
+    never,
+    quiet,
+    read_json,
+    read_lines,
+    write_json,
+)
 from .judges import (
     BUILTIN,
     Builtin,
     Item,
     Judge,
-    batches,
     chat_judge,
     classifier,
     go_emotions,
-    need_extra,
+    local_model,
     read_labels,
+    verdicts,
 )
 from .metrics import (
     EAS_EMOTIONS,
@@ -66,20 +78,21 @@ class Judging:
             raise UsageError(f"unknown metric {', '.join(unknown)}: known are {', '.join(METRICS)}")
 
     def check(self) -> None:
-        """Find out, before any work, what can be known to be wrong with the judges. Raises ``UsageError``
-        or ``EvaluationError``.
-        """
-        labels = read_labels(self.labels)
-        chat_judge(self.judge, "topic")
-        for spec in (classifier(self.classifier, "emotional", EPS_LABELS), go_emotions(self.go_emotions, list(labels))):
-            if not isinstance(spec, Builtin):
-                need_extra("torch", f"the classifier {spec.label}")
+        """Find out, before any work, what can be known to be wrong with the judges. Raises ``MLXEmotionError``."""
+        metrics = set(self.metrics)
+        go_emotions(self.go_emotions, list(read_labels(self.labels))).check()
+        if {"adherence", "eas"} & metrics:
+            chat_judge(self.judge, "topic").check()
+        if {"eps", "classifier"} & metrics:
+            classifier(self.classifier, "emotional", EPS_LABELS).check()
+        if self.perplexity != SELF and "perplexity" in metrics:
+            resolve(self.perplexity)
 
 
 class Verdicts:
     """Judges' verdicts on answers, kept in ``judgements.jsonl`` so that none is asked for twice."""
 
-    def __init__(self, run: Run, progress: Report, stopped: Callable[[], bool]) -> None:
+    def __init__(self, run: Run, progress: Report, stopped: Stopped) -> None:
         self._run, self._progress, self._stopped = run, progress, stopped
         kept = read_lines(run.judgements)
         cut_lines(run.judgements, len(kept))
@@ -87,43 +100,43 @@ class Verdicts:
 
     def of(self, judge: Judge, rows: Sequence[Row]) -> list[Any]:
         """One verdict a row. Raises ``EvaluationError`` with all earlier verdicts kept."""
-        missing = [r for r in rows if (judge.name, r["id"]) not in self._found]
-        items = [Item(r["question"], r["answer"]) for r in missing]
-        for start, verdicts in batches(judge, items):
-            self._keep(judge.name, zip((r["id"] for r in missing[start:]), verdicts))
-            self._progress(start + len(verdicts), len(items), judge.label)
-        return [self._found[judge.name, r["id"]] for r in rows]
+
+        def ask(part: Sequence[Row]) -> list[Any]:
+            return verdicts(judge, [Item(r["question"], r["answer"]) for r in part])
+
+        if isinstance(judge, Builtin):  # costs less to ask than to remember
+            return ask(rows)
+        return self._all(judge.name, judge.label, rows, judge.batch, ask)
 
     def perplexity(self, model: str, rows: Sequence[Row]) -> list[float | None]:
         """Perplexity of *query + " " + answer* under ``model``."""
         from ..engine import shared
-        from .judges import local_model
 
-        name = f"{model}:perplexity"
-        missing = [r for r in rows if (name, r["id"]) not in self._found]
-        texts = [f"{r['question']} {r['answer']}" for r in missing]
-        if texts:
-            block: list[tuple[str, float | None]] = []
-            stream = shared().stream(lambda: perplexities(local_model(model), texts))
-            for count, (i, value) in enumerate(stream, 1):
-                block.append((missing[i]["id"], value))
-                if len(block) == 64 or count == len(texts):
-                    self._keep(name, block)
-                    block = []
-                    self._progress(count, len(texts), "perplexity")
+        def ask(part: Sequence[Row]) -> list[Any]:
+            texts = [f"{r['question']} {r['answer']}" for r in part]
+            found = shared().run(lambda: dict(perplexities(local_model(model), texts)))
+            return [found[i] for i in range(len(texts))]
+
+        return self._all(f"{model}:perplexity", "perplexity", rows, 64, ask)
+
+    def _all(
+        self, name: str, label: str, rows: Sequence[Row], size: int, ask: Callable[[Sequence[Row]], list[Any]]
+    ) -> list[Any]:
+        # A batch that is not known to its end is judged whole: what shares a batch moves a score's last digits.
+        for start in range(0, len(rows), size):
+            part = rows[start : start + size]
+            if all((name, r["id"]) in self._found for r in part):
+                continue
+            lines = [{"judge": name, "id": r["id"], "verdict": v} for r, v in zip(part, ask(part))]
+            append_lines(self._run.judgements, lines)
+            self._found |= {(name, line["id"]): line["verdict"] for line in lines}
+            self._progress(start + len(part), len(rows), label)
+            if self._stopped():
+                raise Interrupted("stopped; the same command goes on from here")
         return [self._found[name, r["id"]] for r in rows]
 
-    def _keep(self, name: str, pairs: Iterable[tuple[str, Any]]) -> None:
-        lines = [{"judge": name, "id": i, "verdict": v} for i, v in pairs]
-        append_lines(self._run.judgements, lines)
-        self._found |= {(name, line["id"]): line["verdict"] for line in lines}
-        if self._stopped():
-            raise Interrupted("stopped; the same command goes on from here")
 
-
-def score(
-    run: Run, judging: Judging, progress: Report = quiet, stopped: Callable[[], bool] = lambda: False
-) -> dict[str, Any]:
+def score(run: Run, judging: Judging, progress: Report = quiet, stopped: Stopped = never) -> dict[str, Any]:
     """Judge the answers and write ``scores.json`` and ``scores.csv``.
 
     Raises ``EvaluationError`` for a judge out of reach or a run without answers.
@@ -139,10 +152,10 @@ def score(
     asked = [e for e in settings["emotions"] if e != BASE]
     if rows and not any(r["answer"].strip() for r in rows):
         raise EvaluationError(f"every answer in {run.answers} is empty; there is nothing to score")
-    verdicts = Verdicts(run, progress, stopped)
+    known = Verdicts(run, progress, stopped)
     labels = list(dict.fromkeys([*BASIC, *asked, NEUTRAL]))
     table = [r for r in rows if r["part"] in TABLES]
-    judges = _judge_rows(rows, table, judging, about["model"]["name"], labels, verdicts)
+    judges = _judge_rows(rows, table, judging, about["model"]["name"], labels, known)
     for row in rows:
         row["distinct_2"], looping = repetition(row["answer"])
         row["low_distinct"], row["looping"] = int(row["distinct_2"] < LOW_DISTINCT), int(looping)
@@ -174,7 +187,7 @@ def score(
 
 
 def _judge_rows(
-    rows: list[Row], table: list[Row], judging: Judging, model: str, labels: list[str], verdicts: Verdicts
+    rows: list[Row], table: list[Row], judging: Judging, model: str, labels: list[str], known: Verdicts
 ) -> dict[str, str]:
     """Put every verdict into its row; returns who judged what."""
     judges: dict[str, str] = {}
@@ -182,7 +195,7 @@ def _judge_rows(
 
     def ask(metric: str, judge: Judge, wanted: list[Row], column: str, convert: Callable[[Any], Any] = lambda v: v):
         judges[metric] = judge.label
-        for row, verdict in zip(wanted, verdicts.of(judge, wanted)):
+        for row, verdict in zip(wanted, known.of(judge, wanted)):
             row[column] = None if verdict is None else convert(verdict)
 
     def absolute(verdict: Mapping[str, float]) -> float:
@@ -201,7 +214,7 @@ def _judge_rows(
     if "perplexity" in judging.metrics:
         name = model if judging.perplexity == SELF else judging.perplexity
         judges["perplexity"] = f"{Path(name).name}{', the model itself' if judging.perplexity == SELF else ''}"
-        for row, value in zip(table, verdicts.perplexity(name, table)):
+        for row, value in zip(table, known.perplexity(name, table)):
             row["perplexity"] = value
     if circumplex := [r for r in rows if r["part"] == "circumplex"]:
         ask("circumplex", go_emotions(judging.go_emotions, list(directions)), circumplex, "top")

@@ -22,6 +22,9 @@ from mlx_emotion.evaluation.plan import EQ_PLUS, Plan, Settings, read_queries
 from mlx_emotion.evaluation.run import Judging, Run, make_answers, make_report, plan_for, score
 from mlx_emotion.vectors import EmotionVectors
 
+pytest.importorskip("matplotlib")
+pytest.importorskip("sklearn")
+
 SMALL = {"emotions": ["base", "fear", "joy"], "intensities": [0, 1], "max_tokens": 5, "batch_size": 2, "limit": 2}
 FAST = ("tables", "statements", "probes", "readout")
 RESULTS = ("answers.jsonl", "scores.json", "scores.csv", "report.html", "report.md")
@@ -324,6 +327,9 @@ def test_the_papers_row_stands_beside_a_model_of_theirs(done, tmp_path):
         (["--emotions", ","], "--emotions is empty"),
         (["--labels", "no-such.json"], "no-such.json"),
         (["--judge", "http://127.0.0.1:9"], "names no model"),
+        (["--judge", "./no-such-model"], "no model folder './no-such-model'"),
+        (["--perplexity-model", "./no-such-model"], "no model folder './no-such-model'"),
+        (["--classifier", "./no-such-model"], "cannot load the classifier ./no-such-model"),
         (["--stage", "report"], "--stage score"),
     ],
 )
@@ -354,3 +360,14 @@ def test_importing_the_stages_imports_nothing_heavy():
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ))
     assert found.stdout.strip() == "[]", found.stderr
+
+
+def test_an_answer_cannot_write_into_the_report(done, tmp_path):
+    run = Run(shutil.copytree(done.folder, tmp_path / "copy"))
+    lines = [{**json.loads(line), "answer": "<script>x</script> a|b \x1b[31m"} for line in run.answers.open()]
+    run.answers.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    make_report(run)
+    for text in (run.report.read_text(), run.markdown.read_text()):
+        assert "<script" not in text
+        assert "\x1b" not in text
+    assert "a\\|b" in run.markdown.read_text()

@@ -1,0 +1,92 @@
+"""Figures that need more than a tiny run has, and the script that reproduces the paper."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("matplotlib")
+pytest.importorskip("sklearn")
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "reproduce_paper.py"
+
+
+@pytest.fixture(scope="module")
+def geometry() -> dict:
+    rng = np.random.default_rng(0)
+    vectors = {e: rng.normal(size=(4, 8)) for e in ("fear", "joy")}
+    samples = {e: (v + 0.1 * rng.normal(size=(8, 4, 8))).astype(np.float32) for e, v in vectors.items()}
+    return {"vectors": vectors, "samples": samples}
+
+
+def test_tsne_parts_two_emotions_that_lie_apart(geometry):
+    from mlx_emotion.evaluation import figures
+
+    figure = figures.tsne({}, geometry)
+    titles = [axis.get_title() for axis in figure.axes]
+    assert titles[0] == "all layers"
+    fear, joy = (np.asarray(c.get_offsets()) for c in figure.axes[0].collections)
+    within = max(np.ptp(fear, axis=0).max(), np.ptp(joy, axis=0).max())
+    assert np.linalg.norm(fear.mean(0) - joy.mean(0)) > within
+
+
+def test_distances_within_are_smaller_than_between(geometry):
+    from mlx_emotion.evaluation import figures
+
+    figure = figures.distances({}, geometry)
+    within, between = figure.axes[0].containers
+
+    def centre(bars):
+        weights = [bar.get_height() for bar in bars]
+        return np.average([bar.get_x() for bar in bars], weights=weights)
+
+    assert centre(within) < centre(between)
+
+
+def test_too_few_vectors_give_no_figure():
+    from mlx_emotion.evaluation import figures
+
+    few = {"vectors": {}, "samples": {"fear": np.ones((2, 4, 8), np.float32)}}
+    assert figures.tsne({}, few) is figures.distances({}, few) is figures.norms({}, few) is None
+
+
+def test_norms_and_cosines_show_every_emotion(geometry):
+    from mlx_emotion.evaluation import figures
+
+    assert len(figures.norms({}, geometry).axes[0].lines) == 2
+    texts = [t.get_text() for t in figures.cosines({}, geometry).axes[0].texts]
+    assert texts[0] == texts[3] == "1.00"
+
+
+def test_reproduce_says_what_it_would_do(tiny_model_path, tmp_path):
+    command = [sys.executable, str(SCRIPT), str(tiny_model_path), "--output", str(tmp_path / "out"), "--dry-run"]
+    found = subprocess.run(command, capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+    assert "hours" in found.stdout
+    assert "GiB free" in found.stdout
+    assert "--scales=-1,0,1,2,4" in found.stdout
+    assert not (tmp_path / "out").exists()
+
+
+def test_reproduce_a_tiny_model(tiny_model_path, tmp_path):
+    command = [
+        sys.executable,
+        str(SCRIPT),
+        str(tiny_model_path),
+        "--output",
+        str(tmp_path),
+        "--yes",
+        "--parts",
+        "tables",
+    ]
+    found = subprocess.run([*command, "--limit", "1", "--max-tokens", "2"], capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+    lines = (tmp_path / "summary.md").read_text().splitlines()
+    assert [line.split("|")[2].strip() for line in lines[4:]] == ["0", "-1", "1", "2", "4"]
+    (scores,) = tmp_path.glob("*/evaluation/scores.json")
+    assert json.loads(scores.read_text())["settings"]["max_tokens"] == 2
