@@ -173,6 +173,14 @@ class Model:
 
         return self.run(held)
 
+    def prepare(self) -> None:
+        """Make now what readouts need, and not at the first reply that asks for one."""
+
+        def make(voice: Voice) -> None:
+            voice.projector()
+
+        self.run(make)
+
     def close(self) -> None:
         """Give the model's memory back; it cannot be used afterwards."""
         self._engine.run(self._voice.taps.remove)

@@ -167,9 +167,7 @@ class Taps:
     def dose(self, vector: np.ndarray) -> Dose:
         """A dose from ``vector`` ``[L, d]`` float32. Raises ``ModelError`` for another shape."""
         if vector.shape != (self.count, self.width):
-            raise ModelError(
-                f"the vectors have shape {vector.shape}, this model needs {(self.count, self.width)}"
-            )
+            raise ModelError(f"the vectors have shape {vector.shape}, this model needs {(self.count, self.width)}")
         return Dose(vector, self.dtypes)
 
     def self_test(self) -> None:
@@ -288,9 +286,7 @@ class Sums:
 
         new = Sums(self.starts + other.starts, self.ends, self.restart)
         new.latest = mx.concatenate([self.latest, other.latest])
-        new.totals, new.norms, new.counts = (
-            mx.concatenate(list(p)) for p in zip(filled(self), filled(other))
-        )
+        new.totals, new.norms, new.counts = (mx.concatenate(list(p)) for p in zip(filled(self), filled(other)))
         return new
 
     def add(self, captured: list[mx.array], tokens: mx.array, offsets: list[int], valid: list[int]) -> None:

@@ -269,6 +269,12 @@ class EmotionApp(App[None]):
         if old is not None and old is not model:
             self._close_in_thread(old)
         self.take_model()
+        if self.options["readout"]:
+            self._prepare_in_thread(model)
+
+    @work(thread=True, group="prepare", exit_on_error=False)
+    def _prepare_in_thread(self, model: Model) -> None:
+        model.prepare()
 
     @work(thread=True, group="close", exit_on_error=False)
     def _close_in_thread(self, model: Model) -> None:

@@ -32,6 +32,9 @@ STATES = tuple(range(0, 360, 30))
 """The twelve states of arXiv 2504.14706, in degrees."""
 
 WAYS = ("prompt", "steering", "both")
+READ_QUERIES = 16
+"""Questions of a group that are read at least, where the set has them: fewer would say nothing."""
+
 ROTATIONS = 3
 """Conversations per emotion in the fading experiment; each asks the same questions in another order."""
 
@@ -97,12 +100,14 @@ class Settings:
     """What the answers depend on; a folder holds answers of one ``Settings`` only.
 
     ``doses`` are in ``unit``: calibrated ``intensity`` or raw ``scale``. ``limit`` is queries a group.
+    ``queries`` are answered; ``read`` are read for their emotion without an answer, which costs little.
     """
 
     emotions: tuple[str, ...]
     unit: str
     doses: tuple[float, ...]
     queries: Mapping[str, list[str]] = field(repr=False)
+    read: Mapping[str, list[str]] = field(repr=False)
     source: Mapping[str, str]
     limit: int | None = None
     parts: tuple[str, ...] = PARTS
@@ -145,12 +150,14 @@ class Settings:
             raise UsageError(f"limit is {limit}, wanted at least 1")
         found, source = read_queries(queries)
         wanted = {*BASIC, *names, NEUTRAL}
-        kept = {g: q[:limit] for g, q in found.items() if g in wanted} or {g: q[:limit] for g, q in found.items()}
+        groups = {g: q for g, q in found.items() if g in wanted} or found
+        enough = None if limit is None else max(limit, READ_QUERIES)
         return cls(
             tuple(dict.fromkeys(names)),
             unit,
             tuple(sorted({float(d) for d in doses})),
-            kept,
+            {g: q[:limit] for g, q in groups.items()},
+            {g: q[:enough] for g, q in groups.items()},
             source,
             limit,
             tuple(p for p in PARTS if p in chosen),
@@ -176,7 +183,8 @@ class Settings:
     def record(self) -> dict[str, Any]:
         """As JSON, with the queries by their count; ``source`` holds their hash."""
         data = json.loads(json.dumps(dataclasses.asdict(self)))
-        return {**data, "queries": {g: len(q) for g, q in self.queries.items()}}
+        counts = {what: {g: len(q) for g, q in data[what].items()} for what in ("queries", "read")}
+        return {**data, **counts}
 
 
 @dataclass(frozen=True)
@@ -259,7 +267,7 @@ class Plan:
         found: list[Condition] = []
         if "tables" in s.parts:
             found.append(Condition("plain", "tables", "plain"))
-            found += [self._steer("tables", e, d) for d in s.doses if d for e in s.emotions]
+            found += [self._steer("tables", e, d) for e in s.emotions for d in s.doses if d]
         if "baselines" in s.parts:
             found += [
                 Condition(f"prompt:{e}", "baselines", "prompt", e, instruction=self.instruction(e)) for e in s.asked

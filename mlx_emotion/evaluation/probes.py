@@ -134,7 +134,7 @@ def probe_logits(voice: Voice, plan: Plan, run: Run, progress: Report = quiet, s
 def read_questions(voice: Voice, plan: Plan, run: Run, progress: Report = quiet, stopped: Stopped = never) -> None:
     """Write ``readouts.json``: the reading of every question of the set, before it is answered."""
     reader = PromptReader(voice)
-    questions = [(g, q) for g, qs in plan.settings.queries.items() for q in qs]
+    questions = [(g, q) for g, qs in plan.settings.read.items() for q in qs]
     rows = []
     for number, (group, question) in enumerate(questions):
         _go_on(stopped)

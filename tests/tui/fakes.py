@@ -44,6 +44,9 @@ class Fake:
         self.chats.append(FakeChat(self, self.feeling(feeling), Options(**options)))
         return self.chats[-1]
 
+    def prepare(self) -> None:
+        pass
+
     def close(self) -> None:
         self.closed = True
 
