@@ -75,9 +75,10 @@ class Engine:
     def stream(self, work: Callable[[], Iterator[T]], stop: threading.Event | None = None) -> Iterator[T]:
         """Iterate on the thread and hand the items out here, one by one: the next is begun when it is asked for.
 
-        So what the reader does between two items acts on the next one. (mlx-lm computes one token
-        ahead, so waiting for the reader leaves the device no idler.) When the reader goes away (closes the iterator, or is interrupted), ``stop`` is set and the
-        thread's own iterator is closed at its next item. An exception there is raised here.
+        So what the reader does between two items acts on the next one; mlx-lm computes one token
+        ahead, which keeps the device busy meanwhile. When the reader goes away (closes the iterator, or
+        is interrupted), ``stop`` is set and the thread's own iterator is closed. An exception there is
+        raised here.
         """
         if self.inside:
             yield from work()

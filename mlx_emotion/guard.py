@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 LONGEST_PERIOD = 40
 REPEATS = 3
@@ -43,5 +44,5 @@ class LoopDetector:
 
 def distinct_2(items: Sequence[object]) -> float:
     """Unique over total bigrams of ``items`` (words or tokens), in [0, 1]; 1 for fewer than two."""
-    pairs = list(zip(items, items[1:]))
+    pairs = list(pairwise(items))
     return len(set(pairs)) / len(pairs) if pairs else 1.0

@@ -166,7 +166,7 @@ class Model:
     def memory(self) -> int:
         """Bytes that MLX holds in this process."""
 
-        def held(voice: Voice) -> int:
+        def held(_: Voice) -> int:
             import mlx.core as mx
 
             return mx.get_active_memory()

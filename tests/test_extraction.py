@@ -110,7 +110,7 @@ def test_interrupted_extraction_goes_on_and_ends_the_same(model):
 def test_other_settings_are_another_extraction(model):
     def folders(voice):
         limits = [Extraction(voice, plan(limit=n)).folder for n in (1, 2, None)]
-        return limits + [Extraction(voice, plan(emotions=["fear"])).folder]
+        return [*limits, Extraction(voice, plan(emotions=["fear"])).folder]
 
     assert len(set(model.run(folders))) == 4
 

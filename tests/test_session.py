@@ -204,7 +204,7 @@ def test_wrong_options(model, options, says):
 
 
 def test_wrong_feelings_and_messages(model):
-    with pytest.raises(UsageError, match="unknown emotion 'anger'.*known are fear, joy"):
+    with pytest.raises(UsageError, match=r"unknown emotion 'anger'.*known are fear, joy"):
         model.chat("anger")
     with pytest.raises(UsageError, match="the message is empty"):
         model.generate("  ")
@@ -215,7 +215,7 @@ def test_a_pack_of_another_model_is_refused_unless_forced(model, tiny_model_path
     identity = type(pack.info.model)(**{**vars(pack.info.model), "fingerprint": "0" * 32})
     other = EmotionVectors(dict(pack), PackInfo(identity, "attention", pack.info.emotions))
     path = other.save(tmp_path / "other.safetensors")
-    with pytest.raises(PackError, match="fingerprint: pack 000.*--force"):
+    with pytest.raises(PackError, match=r"fingerprint: pack 000.*--force"):
         mlx_emotion.load(str(tiny_model_path), vectors=path)
     forced = mlx_emotion.load(str(tiny_model_path), vectors=path, force=True)
     assert forced.emotions == ["fear", "joy"]
@@ -226,5 +226,5 @@ def test_a_pack_of_another_model_is_refused_unless_forced(model, tiny_model_path
 def test_without_a_pack_only_neutral_works(tiny_model_path):
     model = mlx_emotion.load(str(tiny_model_path), site="residual")
     assert model.generate("hello", max_tokens=3).tokens
-    with pytest.raises(MLXEmotionError, match="no emotion vectors .*mlx-emotion extract"):
+    with pytest.raises(MLXEmotionError, match=r"no emotion vectors .*mlx-emotion extract"):
         model.generate("hello", "fear")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections.abc import Iterator
@@ -43,9 +44,7 @@ def command(plain: bool, resume: str | None, **given: Any) -> int | None:
         from ..tui import run
 
         loading = {n: given[n] for n in ("vectors", "site", "force", "adapter", "trust_remote_code")}
-        return run(
-            given["model"], feeling=given["emotion"], seed=seed, resume=resume, loading=loading, options=options
-        )
+        return run(given["model"], feeling=given["emotion"], seed=seed, resume=resume, loading=loading, options=options)
     if given["vectors"] is None and given["model"] is None:
         from ..emotions import Feeling
         from ..model import known_emotions
@@ -80,10 +79,8 @@ class PlainChat:
         if not self.interactive:
             yield from sys.stdin
             return
-        try:
+        with contextlib.suppress(ImportError):
             import readline  # noqa: F401  (line editing and history for input())
-        except ImportError:
-            pass
         while True:
             try:
                 yield input(f"{self.chat.feeling}> ")

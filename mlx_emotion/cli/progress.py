@@ -12,7 +12,14 @@ from collections.abc import Callable, Iterator
 def progress_bar(label: str) -> Iterator[Callable[[int, int, str], None]]:
     """Gives ``update(done, total, note)``; draws a bar with the time left, on stderr."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     with Progress(
         TextColumn("{task.description}"),
@@ -41,7 +48,7 @@ def stop_on_interrupt() -> Iterator[threading.Event]:
     """While the block runs, the first Ctrl-C (or SIGTERM) sets the event; a second one interrupts at once."""
     stop = threading.Event()
 
-    def handler(number: int, frame: object) -> None:
+    def handler(*_: object) -> None:
         if stop.is_set():
             raise KeyboardInterrupt
         stop.set()

@@ -292,3 +292,13 @@ async def test_leaving_a_comparison_gives_the_message_back(make_app):
         assert app.store.exchanges(app.conversation) == []
         await pilot.press("enter")
         await answered(pilot, 1)
+
+
+def test_the_docs_list_every_key():
+    from pathlib import Path
+
+    from mlx_emotion.tui.settings import KEYS
+
+    page = (Path(__file__).parents[2] / "docs" / "app.md").read_text(encoding="utf-8")
+    for name, (keys, what) in KEYS.items():
+        assert f"| `{name}` | {', '.join(f'`{k}`' for k in keys.split(','))} | {what} |" in page
