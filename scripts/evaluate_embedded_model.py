@@ -95,12 +95,12 @@ def main() -> None:
     parser.add_argument("--emotions", nargs="*")
     parser.add_argument("--intensities", nargs="*", type=float, default=[0.5, 1.0, 1.5])
     args = parser.parse_args()
-    topics = load_corpus()
-    corpus = {r for t in topics for s, lines in t.sections.items() for ln in lines for r in expand(ln.text)}
-    asked = [(t, t.sections["held out"][0].text) for t in topics if not t.general]
-    asked += [(t, t.sections["held out"][1].text) for t in topics if not t.general]
-    questions = asked[: args.questions]
     model = mlx_emotion.load(args.model, vectors=args.vectors, site=args.site)
+    trained = json.loads((model.path / "training.json").read_text())["topics"]
+    topics = [t for t in load_corpus() if t.name in trained]
+    corpus = {r for t in topics for s, lines in t.sections.items() for ln in lines for r in expand(ln.text)}
+    asked = [(t, t.sections["held out"][n].text) for n in (0, 1) for t in topics if not t.general]
+    questions = asked[: args.questions]
     seeds = range(args.seeds)
     log = args.answers.open("w") if args.answers else None
     results: dict[str, Any] = {}

@@ -51,13 +51,14 @@ def arguments() -> argparse.Namespace:
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     p.add_argument("--work", type=Path, default=ROOT / "build" / "embedded", help="checkpoints and logs")
     p.add_argument("--output", type=Path, default=SHIPPED, help="folder of the shipped model")
-    p.add_argument("--steps", type=int, default=4000)
-    p.add_argument("--tokens", type=int, default=4096, help="tokens a step")
+    p.add_argument("--topics", nargs="*", metavar="NAME", help="only these topics of the corpus")
+    p.add_argument("--steps", type=int, default=12000)
+    p.add_argument("--tokens", type=int, default=2048, help="tokens a step")
     p.add_argument("--context", type=int, default=512, help="most tokens of a dialogue")
-    p.add_argument("--width", type=int, default=256)
-    p.add_argument("--layers", type=int, default=8)
+    p.add_argument("--width", type=int, default=192)
+    p.add_argument("--layers", type=int, default=6)
     p.add_argument("--vocabulary", type=int, default=3072)
-    p.add_argument("--rate", type=float, default=2e-3, help="peak learning rate")
+    p.add_argument("--rate", type=float, default=1.5e-3, help="peak learning rate")
     p.add_argument("--dtype", default="float32", choices=("float16", "bfloat16", "float32"))
     p.add_argument("--bits", type=int, default=4)
     p.add_argument("--seed", type=int, default=1)
@@ -275,7 +276,7 @@ def train(topics: list[Topic], tokenizer, args: argparse.Namespace) -> LlamaForC
     return model
 
 
-def save_folder(model: LlamaForCausalLM, tokenizer, args: argparse.Namespace) -> None:
+def save_folder(model: LlamaForCausalLM, tokenizer, names: list[str], args: argparse.Namespace) -> None:
     """Write the float model in Hugging Face layout, then quantise it with mlx-lm into the shipped folder."""
     from mlx_lm import convert
 
@@ -285,6 +286,9 @@ def save_folder(model: LlamaForCausalLM, tokenizer, args: argparse.Namespace) ->
     model.save_pretrained(full)
     tokenizer.save_pretrained(full)
     convert(str(full), str(quantised), quantize=True, q_bits=args.bits, q_group_size=64, dtype=args.dtype)
+    log = (args.work / "log.jsonl").read_text().splitlines()
+    record = {"topics": names, "seed": args.seed, "tokens_a_step": args.tokens, **json.loads(log[-1])}
+    (quantised / "training.json").write_text(json.dumps(record, indent=1) + "\n")
     card = args.output / "README.md"
     kept = card.read_text(encoding="utf-8") if card.exists() else None
     shutil.rmtree(args.output, ignore_errors=True)
@@ -311,6 +315,10 @@ def main() -> None:
         topics = load_corpus()
     except ValueError as error:
         sys.exit(str(error))
+    if args.topics:
+        if unknown := set(args.topics) - {t.name for t in topics}:
+            sys.exit(f"no topic {', '.join(sorted(unknown))} in the corpus")
+        topics = [t for t in topics if t.name in args.topics]
     if args.restart:
         shutil.rmtree(args.work, ignore_errors=True)
         args.work.mkdir(parents=True)
@@ -320,7 +328,7 @@ def main() -> None:
         tokenizer = make_tokenizer(topics, args)
         tokenizer.save_pretrained(args.work / "tokenizer")
     model = train(topics, tokenizer, args)
-    save_folder(model, tokenizer, args)
+    save_folder(model, tokenizer, [t.name for t in topics], args)
     if not args.no_packs:
         make_packs(args)
 
