@@ -301,11 +301,10 @@ def make_packs(args: argparse.Namespace) -> None:
     PACKS.mkdir(parents=True, exist_ok=True)
     for site in ("attention", "residual"):
         pack = PACKS / f"embedded-{site}.safetensors"
-        base = [sys.executable, "-m", "mlx_emotion"]
-        subprocess.run(
-            [*base, "extract", "--model", str(args.output), "--site", site, "--output", str(pack), "--restart"],
-            check=True,
-        )
+        # `last`: the first words decide the mood of so short a reply (docs/decisions.md).
+        method = ["--method", "last", "--max-tokens", "2", "--batch-size", "32"]
+        made = ["extract", "--model", str(args.output), "--site", site, *method, "--output", str(pack), "--restart"]
+        subprocess.run([sys.executable, "-m", "mlx_emotion", *made], check=True)
 
 
 def main() -> None:
