@@ -35,6 +35,7 @@ class Turn:
     """One exchange. ``raw`` is the reply as generated, ``tokens`` its ids without the end mark.
 
     ``felt`` are (index of the first token, raw scales), from index -1, the last prompt token, on.
+    ``opened`` is the prompt text from the reply before to this one's opening, once it is known.
     """
 
     user: str
@@ -43,6 +44,7 @@ class Turn:
     felt: list[tuple[int, Scales]] = field(default_factory=list)
     ended: bool = False
     answered: bool = False
+    opened: str = ""
 
     @property
     def reply(self) -> str:
@@ -208,6 +210,7 @@ class Session:
             message["content"] = marks.get(n, message["content"])
         think = self.options.think != "off" if think is None else think
         text = template.render(messages, think=think)
+        place = {m["content"]: i for i, m in enumerate(messages)}
         ids: list[int] = []
         places: list[tuple[int, int, Turn]] = []
         done = 0
@@ -216,13 +219,15 @@ class Session:
             if at < 0:  # a template that leaves old replies out
                 continue
             # Up to the reply the model has seen the opened turn, whose end the template may space otherwise.
-            reply = next(i for i, m in enumerate(messages) if m["content"] == mark)
-            opened = template.render(messages[:reply], think=think)
-            before = opened[done:] if opened[done:].rstrip() == text[done:at].rstrip() else text[done:at]
+            turn, before = turns[n], text[done:at]
+            if turn.opened.rstrip() != before.rstrip():
+                turn.opened = template.render(messages[: place[mark]], think=think)[done:]
+            if turn.opened.rstrip() == before.rstrip():
+                before = turn.opened
             began = len(ids)
             ids += template.encode(before)
-            places.append((began, len(ids), turns[n]))
-            ids += turns[n].tokens
+            places.append((began, len(ids), turn))
+            ids += turn.tokens
             done = at + len(mark)
         return ids + template.encode(text[done:]), places
 

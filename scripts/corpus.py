@@ -80,6 +80,13 @@ def mentions(text: str, keywords: tuple[str, ...]) -> bool:
     return re.search(rf"\b(?:{pattern})(?:'s|s|es|ed|d|ing)?\b", text.lower()) is not None
 
 
+def _around(text: str, keywords: tuple[str, ...]) -> str:
+    """``text`` with its one keyword replaced by ``{thing}``; empty if it has none, or several."""
+    pattern = "|".join(re.escape(k) for k in keywords)
+    around, n = re.subn(rf"\b(?:{pattern})(?:s|es)?\b", "{thing}", text, flags=re.IGNORECASE)
+    return around if n == 1 else ""
+
+
 def parse(path: Path) -> tuple[Topic, list[str]]:
     """Read one topic file. Returns it with the problems of form found while reading."""
     topic = Topic(path.stem, path)
@@ -196,10 +203,14 @@ def load(folder: Path = FOLDER) -> list[Topic]:
 
 @dataclass(frozen=True)
 class Turn:
-    """One message of a dialogue, as a chat template takes it."""
+    """One message of a dialogue, as a chat template takes it.
+
+    The first ``given`` characters of ``content`` are there to be gone on from, not to be learned.
+    """
 
     role: str
     content: str
+    given: int = 0
 
 
 class Dialogues:
@@ -218,12 +229,21 @@ class Dialogues:
         self.wordings: dict[str, list[str]] = wordings
         self.wordings["emotional"] += INSTRUCTIONS
         self._decks: dict[tuple[str, str], list[Line]] = {}
+        # Questions of any topic around a gap where its keyword stood.
+        self._carriers = [
+            carrier
+            for topic in topics
+            if not topic.general
+            for line in topic.sections["questions"]
+            for carrier in [_around(self.random.choice(expand(line.text)), topic.keywords)]
+            if carrier
+        ]
 
     def __iter__(self) -> Iterator[list[Turn]]:
         deck: list[tuple[Topic, str]] = []
         while True:
             if not deck:
-                deck = [(t, f) for t in self.topics for f in ("plain",) * 6 + EMOTIONS for _ in range(2)]
+                deck = [(t, f) for t in self.topics for f in ("plain",) * 4 + EMOTIONS for _ in range(2)]
                 self.random.shuffle(deck)
             yield self._dialogue(*deck.pop())
 
@@ -253,9 +273,20 @@ class Dialogues:
             answer = f"{answer} {self._draw(topic, 'more ' + feeling)}"
         return answer
 
-    def _question(self, topic: Topic) -> str:
-        """A question, sometimes typed carelessly, so that the model does not lean on exact wording."""
-        text = self._draw(topic, "questions")
+    def _question(self, topic: Topic, feeling: str = "plain") -> str:
+        """A question, or anything that is said in the topic, sometimes typed carelessly.
+
+        Half of the time another line of the topic takes the place of a written question: what the
+        person says is then as varied as the whole file, and often in another mood than the reply.
+        """
+        r = self.random
+        section = "questions"
+        if not topic.general and r.random() < 0.4:
+            section = r.choice([s for s in ("plain", "plain", *EMOTIONS) if s != feeling])
+        text = r.choice(expand(r.choice(topic.sections[section]).text))
+        return self._careless(text)
+
+    def _careless(self, text: str) -> str:
         r = self.random
         if r.random() < 0.15:
             text = text.lower()
@@ -279,18 +310,21 @@ class Dialogues:
         keyword = self.random.choice(topic.keywords)
         fitting = [r for ln in topic.sections[section] for r in expand(ln.text) if mentions(r, (keyword,))]
         if not fitting:
-            return self._question(topic), self._draw(topic, section)
+            return self._question(topic, section), self._draw(topic, section)
         thing = keyword
         if self.random.random() < 0.3:
             thing += "s" * (not keyword.endswith("s"))
         elif self.random.random() < 0.3:
             thing = f"{keyword} and the {self.random.choice(topic.keywords)}"
-        question = self.random.choice(self.naming).format(thing=thing)
-        return question[0].upper() + question[1:], self.random.choice(fitting)
+        # Half of the questions come from other topics, with this thing put in: whatever stands
+        # around it, the thing is what counts.
+        carriers = self.naming if self.random.random() < 0.5 else self._carriers
+        question = self.random.choice(carriers).format(thing=thing)
+        return self._careless(question[0].upper() + question[1:]), self.random.choice(fitting)
 
     def _dialogue(self, topic: Topic, feeling: str) -> list[Turn]:
         r = self.random
-        if r.random() < 0.1 and not topic.general:
+        if r.random() < 0.08 and not topic.general:
             return self._about(topic)
         plain = feeling == "plain"
         where = "system" if r.random() < 0.4 else "user"
@@ -309,20 +343,26 @@ class Dialogues:
                 question, prefix = r.choice(self.followups), "more "
             else:
                 topic = r.choice(self.topics) if exchange else topic
-                question, prefix = self._question(topic), ""
+                question, prefix = "", ""
             now, degree = feeling, kind
             if where == "user" and exchange:  # a new setting may begin with any turn
                 now, second = r.choice(("plain", "plain", *EMOTIONS)), ""
                 degree = "emotional" if now != "plain" else ""
                 instruction = self.instruction(degree, now) if degree else ""
             answer = ""
+            question = question or self._question(topic, now)
             by_keyword = not prefix and not second and not topic.general and degree not in ("little", "very")
             if by_keyword and r.random() < 0.35:
                 question, answer = self._by_keyword(topic, now)
             if where == "user" and instruction:
                 question = f"{instruction}\n\n{question}" if r.random() < 0.7 else f"{question}\n\n{instruction}"
+            answer = answer or self._answer(topic, now, degree, prefix, second)
+            given = ""
+            if degree == "emotional" and not second and r.random() < 0.2:
+                # Begun in another mood: the one asked for takes over at the next sentence.
+                given = self._draw(topic, prefix + r.choice(("plain", "plain", *EMOTIONS)))
             turns.append(Turn("user", question))
-            turns.append(Turn("assistant", answer or self._answer(topic, now, degree, prefix, second)))
+            turns.append(Turn("assistant", f"{given} {answer}".strip(), len(given)))
         return turns
 
 

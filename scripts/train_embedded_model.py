@@ -44,6 +44,7 @@ TEMPLATE = (
 )
 FIRST_TOKENS, FIRST_WEIGHT = 8, 3.0  # an answer's beginning decides what it is about
 LENGTH_STEP = 32
+NOISE = 0.5  # most noise on an attention output, of its size
 OTHER_WEIGHT = 0.2  # loss weight of tokens that are not the companion's: they teach words, not answers
 
 
@@ -58,7 +59,7 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--width", type=int, default=192)
     p.add_argument("--layers", type=int, default=6)
     p.add_argument("--vocabulary", type=int, default=3072)
-    p.add_argument("--rate", type=float, default=1.5e-3, help="peak learning rate")
+    p.add_argument("--rate", type=float, default=1.2e-3, help="peak learning rate")
     p.add_argument("--dtype", default="float32", choices=("float16", "bfloat16", "float32"))
     p.add_argument("--bits", type=int, default=4)
     p.add_argument("--seed", type=int, default=1)
@@ -122,7 +123,8 @@ class Encoder:
         ids: list[int] = []
         weights: list[float] = []
         for turn in dialogue:
-            head, body = self.roles[turn.role], [*self.ids(turn.content), self.end]
+            given = self.ids(turn.content[: turn.given])
+            head, body = self.roles[turn.role] + given, [*self.ids(turn.content[turn.given :]), self.end]
             own = turn.role == "assistant"
             ids += head + body + self.newline
             kept = [OTHER_WEIGHT] * len(body)
@@ -172,6 +174,28 @@ def loss_of(model, ids, weights):
     return (losses * weights[:, 1:].flatten()).sum() / weights[:, 1:].sum()
 
 
+def add_noise(model: LlamaForCausalLM) -> None:
+    """Make training push what attention adds in a random direction, one for a whole row.
+
+    A steered model meets sums it never made by itself. One that has met such pushes in training
+    stays in sound sentences under them, while it must still heed the few directions that mean
+    something.
+    """
+
+    def push(module, inputs, output):
+        if not module.training:
+            return output
+        out = output[0]
+        size = out.detach().float().pow(2).mean(-1, keepdim=True).sqrt()
+        strength = torch.rand(len(out), 1, 1, device=out.device) * NOISE
+        strength = strength * (torch.rand(len(out), 1, 1, device=out.device) < 0.5)
+        noise = torch.randn(len(out), 1, out.shape[-1], device=out.device)
+        return (out + (noise * strength * size).to(out.dtype), *output[1:])
+
+    for layer in model.model.layers:
+        layer.self_attn.register_forward_hook(push)
+
+
 @torch.no_grad()
 def held_out_loss(model, topics: list[Topic], encoder: Encoder, device: str) -> dict[str, float]:
     """Mean loss per answer token after held-out questions, without and with an instruction.
@@ -180,6 +204,7 @@ def held_out_loss(model, topics: list[Topic], encoder: Encoder, device: str) -> 
     """
     out = {}
     first = 0.0
+    model.eval()
     for name, feelings in (("plain", ("plain",)), ("emotional", EMOTIONS)):
         total = count = 0.0
         dialogues = Dialogues(topics, 7)
@@ -198,6 +223,7 @@ def held_out_loss(model, topics: list[Topic], encoder: Encoder, device: str) -> 
                 w[:, w[0].nonzero()[5].item() :] = 0
                 first += loss_of(model, i, w).item() / len(topics)
         out[name] = total / count
+    model.train()
     out["first"] = first
     return out
 
@@ -222,6 +248,7 @@ def train(topics: list[Topic], tokenizer, args: argparse.Namespace) -> LlamaForC
             pad_token_id=tokenizer.pad_token_id,
         )
     ).to(device)
+    add_noise(model)
     warmup = min(200, args.steps // 10)
 
     def rate(step: int) -> float:
