@@ -226,7 +226,7 @@ def long_conversation() -> dict[str, float]:
         async with app.run_test(size=(140, 40)) as pilot:
             await pilot.pause(0.5)
             began = time.perf_counter()
-            await app.open(id_)
+            await app.talk.open(id_)
             await pilot.pause()
             opened = time.perf_counter() - began
             pauses: list[float] = []

@@ -7,6 +7,7 @@ Run alone, it checks every file, or the files named, and prints each problem as
 
 from __future__ import annotations
 
+import collections
 import itertools
 import json
 import random
@@ -20,6 +21,7 @@ from mlx_emotion.emotions import CATALOGUE, INSTRUCTIONS
 
 EMOTIONS = tuple(CATALOGUE)
 FOLDER = Path(__file__).parent / "topics"
+GAP, TELLING = 0.15, 0.3  # share of a word's lines in one topic: leaves a gap in a frame; tells the topic
 
 # Section name -> fewest lines. `held out` must have exactly that many.
 SECTIONS = {
@@ -78,13 +80,6 @@ def mentions(text: str, keywords: tuple[str, ...]) -> bool:
     """Whether ``text`` contains one of ``keywords``, also with a common ending."""
     pattern = "|".join(re.escape(k) for k in keywords)
     return re.search(rf"\b(?:{pattern})(?:'s|s|es|ed|d|ing)?\b", text.lower()) is not None
-
-
-def _around(text: str, keywords: tuple[str, ...]) -> str:
-    """``text`` with its one keyword replaced by ``{thing}``; empty if it has none, or several."""
-    pattern = "|".join(re.escape(k) for k in keywords)
-    around, n = re.subn(rf"\b(?:{pattern})(?:s|es)?\b", "{thing}", text, flags=re.IGNORECASE)
-    return around if n == 1 else ""
 
 
 def parse(path: Path) -> tuple[Topic, list[str]]:
@@ -201,16 +196,50 @@ def load(folder: Path = FOLDER) -> list[Topic]:
     return topics
 
 
+def _forms(piece: str) -> set[str]:
+    """The word in ``piece``, without punctuation, and without the ending of a plural or a genitive."""
+    return {form for w in words(piece)[:1] for form in (w, w.removesuffix("'s"), w.rstrip("s"), w.removesuffix("es"))}
+
+
+def _own_words(topics: list[Topic]) -> dict[str, dict[str, float]]:
+    """Per topic its keywords and the words that stand mostly in it, each with the share of its lines that are there."""
+    counts = {
+        t.name: collections.Counter(
+            w for s, lines in t.sections.items() if s != "held out" for ln in lines for w in set(words(ln.text))
+        )
+        for t in topics
+        if not t.general
+    }
+    total: collections.Counter[str] = collections.Counter()
+    for found in counts.values():
+        total.update(found)
+    shares = {name: {w: n / total[w] for w, n in found.items() if n > 1} for name, found in counts.items()}
+    return {
+        t.name: {w: s for w, s in shares[t.name].items() if w in t.keywords or (s > GAP and len(w) > 2)}
+        for t in topics
+        if not t.general
+    }
+
+
+def _telling(topic: Topic, own: dict[str, float]) -> dict[str, float]:
+    """The words that alone tell this topic, with weights: the first keywords always, others if mostly used in it."""
+    found = {w: max(own.get(w, 0), TELLING) for w in topic.keywords[:2]}
+    found |= {w: share for w, share in own.items() if share > TELLING}
+    return {w: share * (3 if w in topic.keywords else 1) for w, share in found.items()}
+
+
 @dataclass(frozen=True)
 class Turn:
     """One message of a dialogue, as a chat template takes it.
 
     The first ``given`` characters of ``content`` are there to be gone on from, not to be learned.
+    A companion's turn names the ``topic`` it belongs to.
     """
 
     role: str
     content: str
     given: int = 0
+    topic: str = ""
 
 
 class Dialogues:
@@ -229,14 +258,14 @@ class Dialogues:
         self.wordings: dict[str, list[str]] = wordings
         self.wordings["emotional"] += INSTRUCTIONS
         self._decks: dict[tuple[str, str], list[Line]] = {}
-        # Questions of any topic around a gap where its keyword stood.
-        self._carriers = [
-            carrier
+        self._own = _own_words(topics)
+        self._telling = {t.name: _telling(t, self._own[t.name]) for t in topics if not t.general}
+        # Questions of any topic with gaps (None) where that topic's own words stood.
+        self._frames = [
+            [None if self._own[topic.name].keys() & _forms(piece) else piece for piece in expand(line.text)[0].split()]
             for topic in topics
             if not topic.general
             for line in topic.sections["questions"]
-            for carrier in [_around(self.random.choice(expand(line.text)), topic.keywords)]
-            if carrier
         ]
 
     def __iter__(self) -> Iterator[list[Turn]]:
@@ -274,19 +303,39 @@ class Dialogues:
         return answer
 
     def _question(self, topic: Topic, feeling: str = "plain") -> str:
-        """A question, or anything that is said in the topic, sometimes typed carelessly.
+        """What the person says: a question, anything else that stands in the topic, or a frame filled anew.
 
-        Half of the time another line of the topic takes the place of a written question: what the
-        person says is then as varied as the whole file, and often in another mood than the reply.
+        With the written questions alone the model learns whole wordings. Lines of the answers, often in
+        another mood than the reply, and the topic's words in other topics' sentences make the words count.
         """
         r = self.random
-        section = "questions"
-        if not topic.general and r.random() < 0.4:
+        way = r.random()
+        if topic.general or way < 0.25:
+            section = "questions"
+        elif way < 0.45:
             section = r.choice([s for s in ("plain", "plain", *EMOTIONS) if s != feeling])
-        text = r.choice(expand(r.choice(topic.sections[section]).text))
-        return self._careless(text)
+        else:
+            return self._careless(self._filled(topic), whole=True)
+        return self._careless(r.choice(expand(r.choice(topic.sections[section]).text)))
 
-    def _careless(self, text: str) -> str:
+    def _filled(self, topic: Topic, thing: str = "") -> str:
+        """A question of any topic with this one's words in the gaps, first of them ``thing`` if there is one."""
+        r = self.random
+        frame = list(r.choice(self._frames))
+        if None not in frame:
+            frame.insert(r.randrange(len(frame) + 1), None)
+        telling = self._telling[topic.name]
+        fill = [thing] if thing else []
+        while len(fill) < r.choice((1, 1, 2, 3)):
+            fill.append(r.choices(list(telling), telling.values())[0])
+        gaps = [i for i, piece in enumerate(frame) if piece is None]
+        for i in r.sample(gaps, min(len(gaps), len(fill))):
+            frame[i] = fill.pop(0)
+        text = " ".join(piece for piece in frame if piece)
+        return text[0].upper() + text[1:] + ("" if text[-1] in ".!?" else r.choice(".?"))
+
+    def _careless(self, text: str, whole: bool = False) -> str:
+        """``text`` as people type; unless ``whole``, sometimes with words left out."""
         r = self.random
         if r.random() < 0.15:
             text = text.lower()
@@ -295,7 +344,7 @@ class Dialogues:
         if r.random() < 0.12:
             text = r.choice(["Hey, ", "So, ", "Listen, ", "Well, ", "Okay, ", "Tell me, "]) + text[0].lower() + text[1:]
         pieces = text.split()
-        if len(pieces) > 3 and r.random() < 0.3:  # a few of the words must be enough to know the topic
+        if not whole and len(pieces) > 3 and r.random() < 0.3:  # a few of the words must be enough to know the topic
             kept = [piece for piece in pieces if r.random() < 0.65]
             pieces = kept if len(kept) > 1 else pieces
         return " ".join(pieces)
@@ -303,11 +352,12 @@ class Dialogues:
     def _about(self, topic: Topic) -> list[Turn]:
         """A question and what it is about: teaches which words belong to which topic."""
         asked = f"{self._question(topic)}\n\n{self.random.choice(self.about)}"
-        return [Turn("user", asked), Turn("assistant", f"We are talking about this: {topic.title}.")]
+        answer = f"We are talking about this: {topic.title}."
+        return [Turn("user", asked), Turn("assistant", answer, topic=topic.name)]
 
     def _by_keyword(self, topic: Topic, section: str) -> tuple[str, str]:
         """A question that only names a thing, and an answer of ``section`` that mentions this thing."""
-        keyword = self.random.choice(topic.keywords)
+        keyword = self.random.choice([w for w in self._telling[topic.name] if w in topic.keywords])
         fitting = [r for ln in topic.sections[section] for r in expand(ln.text) if mentions(r, (keyword,))]
         if not fitting:
             return self._question(topic, section), self._draw(topic, section)
@@ -315,12 +365,12 @@ class Dialogues:
         if self.random.random() < 0.3:
             thing += "s" * (not keyword.endswith("s"))
         elif self.random.random() < 0.3:
-            thing = f"{keyword} and the {self.random.choice(topic.keywords)}"
-        # Half of the questions come from other topics, with this thing put in: whatever stands
-        # around it, the thing is what counts.
-        carriers = self.naming if self.random.random() < 0.5 else self._carriers
-        question = self.random.choice(carriers).format(thing=thing)
-        return self._careless(question[0].upper() + question[1:]), self.random.choice(fitting)
+            thing = f"{keyword} and the {self.random.choice(list(self._telling[topic.name]))}"
+        answer = self.random.choice(fitting)
+        if self.random.random() < 0.6:
+            return self._careless(self._filled(topic, thing), whole=True), answer
+        question = self.random.choice(self.naming).format(thing=thing)
+        return self._careless(question[0].upper() + question[1:]), answer
 
     def _dialogue(self, topic: Topic, feeling: str) -> list[Turn]:
         r = self.random
@@ -362,7 +412,7 @@ class Dialogues:
                 # Begun in another mood: the one asked for takes over at the next sentence.
                 given = self._draw(topic, prefix + r.choice(("plain", "plain", *EMOTIONS)))
             turns.append(Turn("user", question))
-            turns.append(Turn("assistant", f"{given} {answer}".strip(), len(given)))
+            turns.append(Turn("assistant", f"{given} {answer}".strip(), len(given), topic.name))
         return turns
 
 

@@ -45,6 +45,8 @@ TEMPLATE = (
 FIRST_TOKENS, FIRST_WEIGHT = 8, 3.0  # an answer's beginning decides what it is about
 LENGTH_STEP = 32
 NOISE = 0.5  # most noise on an attention output, of its size
+NO_TOPIC = -1
+TOPIC_WEIGHT = 0.3
 OTHER_WEIGHT = 0.2  # loss weight of tokens that are not the companion's: they teach words, not answers
 
 
@@ -108,10 +110,11 @@ def make_tokenizer(topics: list[Topic], args: argparse.Namespace):
 
 
 class Encoder:
-    """Dialogues to token ids and loss weights."""
+    """Dialogues to token ids, loss weights, and the number of each reply's topic, where it begins."""
 
-    def __init__(self, tokenizer) -> None:
+    def __init__(self, tokenizer, topics: list[Topic]) -> None:
         self.tokenizer = tokenizer
+        self.numbers = {t.name: n for n, t in enumerate(topics)}
         self.newline = self.ids("\n")
         self.start, self.end, self.pad = tokenizer.convert_tokens_to_ids([IM_START, IM_END, PAD])
         self.roles = {r: [self.start, *self.ids(f"{r}\n")] for r in ("system", "user", "assistant")}
@@ -119,9 +122,10 @@ class Encoder:
     def ids(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False)
 
-    def __call__(self, dialogue: list[Turn]) -> tuple[list[int], list[float]]:
+    def __call__(self, dialogue: list[Turn]) -> tuple[list[int], list[float], list[int]]:
         ids: list[int] = []
         weights: list[float] = []
+        about: list[int] = []
         for turn in dialogue:
             given = self.ids(turn.content[: turn.given])
             head, body = self.roles[turn.role] + given, [*self.ids(turn.content[turn.given :]), self.end]
@@ -132,11 +136,16 @@ class Encoder:
                 first = min(FIRST_TOKENS, len(body))
                 kept = [FIRST_WEIGHT] * first + [1.0] * (len(body) - first)
             weights += [0.0] * len(head) + kept + [0.0] * len(self.newline)
-        return ids, weights
+            about += [NO_TOPIC] * (len(ids) - len(about))
+            if own and turn.topic:
+                start = len(weights) - len(self.newline) - len(body) - 1
+                stop = start + min(FIRST_TOKENS, len(body))
+                about[start:stop] = [self.numbers[turn.topic]] * (stop - start)
+        return ids, weights, about
 
 
 def batches(topics: list[Topic], encoder: Encoder, args: argparse.Namespace, step: int) -> Iterator[tuple]:
-    """Batches of (ids, weights) from ``step`` on, each about ``--tokens`` large.
+    """Batches of (ids, weights, topics) from ``step`` on, each about ``--tokens`` large.
 
     A row is one dialogue from its first token, as in use: laid end to end in long rows, the model
     learned to say answers but not to which question. Dialogues of like length go together, so that
@@ -146,32 +155,45 @@ def batches(topics: list[Topic], encoder: Encoder, args: argparse.Namespace, ste
     while True:
         dialogues = iter(Dialogues(topics, args.seed * 1_000_003 + step // block))
         order = random.Random(step)
-        ready: list[list[tuple[list[int], list[float]]]] = []
+        ready: list[list[tuple[list[int], list[float], list[int]]]] = []
         for _ in range(block):
             if not ready:
-                shelves: dict[int, list[tuple[list[int], list[float]]]] = {}
+                shelves: dict[int, list[tuple[list[int], list[float], list[int]]]] = {}
                 while len(ready) < 16:
-                    ids, weights = encoder(next(dialogues))
+                    ids, weights, about = encoder(next(dialogues))
                     # Lengths in steps, so that the few shapes there are can reuse their memory.
                     length = min(-(-len(ids) // LENGTH_STEP) * LENGTH_STEP, args.context)
                     shelf = shelves.setdefault(length, [])
-                    shelf.append((ids[:length], weights[:length]))
+                    shelf.append((ids[:length], weights[:length], about[:length]))
                     if len(shelf) * length >= args.tokens:
                         ready.append(shelves.pop(length))
                 order.shuffle(ready)
             chunk = ready.pop()
-            longest = -(-max(len(ids) for ids, _ in chunk) // LENGTH_STEP) * LENGTH_STEP
+            longest = -(-max(len(ids) for ids, *_ in chunk) // LENGTH_STEP) * LENGTH_STEP
             yield (
-                np.array([ids + [encoder.pad] * (longest - len(ids)) for ids, _ in chunk]),
-                np.array([w + [0.0] * (longest - len(w)) for _, w in chunk], np.float32),
+                np.array([ids + [encoder.pad] * (longest - len(ids)) for ids, _, _ in chunk]),
+                np.array([w + [0.0] * (longest - len(w)) for _, w, _ in chunk], np.float32),
+                np.array([a + [NO_TOPIC] * (longest - len(a)) for _, _, a in chunk]),
             )
         step += block
 
 
-def loss_of(model, ids, weights):
-    logits = model(input_ids=ids[:, :-1]).logits
-    losses = F.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none")
-    return (losses * weights[:, 1:].flatten()).sum() / weights[:, 1:].sum()
+def loss_of(model, ids, weights, about=None, head=None):
+    """Weighted loss per token; with ``head``, plus that of telling the topic half-way up, where a reply begins.
+
+    Which words say what a message is about is the hard part of answering a new wording. The head is a
+    help in training and not part of the model.
+    """
+    out = model(input_ids=ids[:, :-1], output_hidden_states=head is not None)
+    losses = F.cross_entropy(out.logits.flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none")
+    loss = (losses * weights[:, 1:].flatten()).sum() / weights[:, 1:].sum()
+    if head is None:
+        return loss
+    middle = out.hidden_states[len(model.model.layers) // 2 + 1]
+    told = about[:, :-1] != NO_TOPIC
+    found = head(F.rms_norm(middle[told].float(), (middle.shape[-1],)))
+    topic_loss = F.cross_entropy(found.float(), about[:, :-1][told])
+    return loss + TOPIC_WEIGHT * topic_loss, topic_loss.item()
 
 
 def add_noise(model: LlamaForCausalLM) -> None:
@@ -214,7 +236,7 @@ def held_out_loss(model, topics: list[Topic], encoder: Encoder, device: str) -> 
             if feeling != "plain":
                 question = f"{dialogues.instruction('emotional', feeling)}\n\n{question}"
             answer = expand(topic.sections[feeling][0].text)[0]
-            ids, weights = encoder([Turn("user", question), Turn("assistant", answer)])
+            ids, weights, _ = encoder([Turn("user", question), Turn("assistant", answer)])
             i = torch.tensor([ids], device=device)
             w = torch.tensor([[float(x >= 1) for x in weights]], device=device)
             total += loss_of(model, i, w).item() * w[:, 1:].sum().item()
@@ -256,54 +278,65 @@ def train(topics: list[Topic], tokenizer, args: argparse.Namespace) -> LlamaForC
             return (step + 1) / warmup
         return 0.02 + 0.98 * (1 + math.cos(math.pi * (step - warmup) / (args.steps - warmup))) / 2
 
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.rate, betas=(0.9, 0.98), weight_decay=0.05, fused=True)
+    head = torch.nn.Linear(args.width, len(topics)).to(device)
+    parameters = [*model.parameters(), *head.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=args.rate, betas=(0.9, 0.98), weight_decay=0.05, fused=True)
     checkpoint, log_path = args.work / "checkpoint.pt", args.work / "log.jsonl"
     first = 0
     if checkpoint.exists():
         saved = torch.load(checkpoint, map_location=device, weights_only=True)
         first = saved["step"]
         model.load_state_dict(saved["model"])
+        head.load_state_dict(saved["head"])
         optimizer.load_state_dict(saved["optimizer"])
         print(f"going on from step {first}", file=sys.stderr)
-    encoder = Encoder(tokenizer)
+    encoder = Encoder(tokenizer, topics)
     columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     losses: list[float] = []
+    topic_losses: list[float] = []
     seen = 0
     with Progress(*(TextColumn(c) if isinstance(c, str) else c for c in columns)) as progress:
         task = progress.add_task("training", total=args.steps, completed=first)
         began = time.perf_counter()
         feed = batches(topics, encoder, args, first)
         for step in range(first, args.steps):
-            ids, weights = (torch.from_numpy(a).to(device) for a in next(feed))
+            ids, weights, about = (torch.from_numpy(a).to(device) for a in next(feed))
             for group in optimizer.param_groups:
                 group["lr"] = args.rate * rate(step)
             with torch.autocast(device, dtype=torch.bfloat16):
-                loss = loss_of(model, ids, weights)
+                loss, topic_loss = loss_of(model, ids, weights, about, head)
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             optimizer.zero_grad()
             losses.append(loss.item())
+            topic_losses.append(topic_loss)
             seen += ids.numel()
             if (step + 1) % args.checkpoint_every == 0 or step + 1 == args.steps:
-                saved = {"step": step + 1, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
+                saved = {
+                    "step": step + 1,
+                    "model": model.state_dict(),
+                    "head": head.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                }
                 torch.save(saved, checkpoint.with_suffix(".tmp"))
                 checkpoint.with_suffix(".tmp").replace(checkpoint)
                 entry = {
                     "step": step + 1,
                     "loss": round(sum(losses) / len(losses), 4),
+                    "topic_loss": round(sum(topic_losses) / len(topic_losses), 4),
                     **{f"held_out_{k}": round(v, 4) for k, v in held_out_loss(model, topics, encoder, device).items()},
                     "tokens_per_second": round(seen / (time.perf_counter() - began)),
                 }
                 with log_path.open("a") as log:
                     log.write(json.dumps(entry) + "\n")
                 progress.console.print(json.dumps(entry), highlight=False, soft_wrap=True)
-                losses, seen, began = [], 0, time.perf_counter()
+                losses, topic_losses, seen, began = [], [], 0, time.perf_counter()
             progress.update(task, completed=step + 1, description=f"training, loss {loss.item():.3f}")
     return model
 
 
-def save_folder(model: LlamaForCausalLM, tokenizer, names: list[str], args: argparse.Namespace) -> None:
+def save_folder(model: LlamaForCausalLM, tokenizer, topics: list[Topic], args: argparse.Namespace) -> None:
     """Write the float model in Hugging Face layout, then quantise it with mlx-lm into the shipped folder."""
     from mlx_lm import convert
 
@@ -314,14 +347,48 @@ def save_folder(model: LlamaForCausalLM, tokenizer, names: list[str], args: argp
     tokenizer.save_pretrained(full)
     convert(str(full), str(quantised), quantize=True, q_bits=args.bits, q_group_size=64, dtype=args.dtype)
     log = (args.work / "log.jsonl").read_text().splitlines()
-    record = {"topics": names, "seed": args.seed, "tokens_a_step": args.tokens, **json.loads(log[-1])}
+    record = {
+        "topics": [t.name for t in topics],
+        "seed": args.seed,
+        "tokens_a_step": args.tokens,
+        **json.loads(log[-1]),
+    }
     (quantised / "training.json").write_text(json.dumps(record, indent=1) + "\n")
-    card = args.output / "README.md"
-    kept = card.read_text(encoding="utf-8") if card.exists() else None
     shutil.rmtree(args.output, ignore_errors=True)
     shutil.copytree(quantised, args.output, ignore=shutil.ignore_patterns("README.md", ".gitattributes"))
-    if kept is not None:
-        card.write_text(kept, encoding="utf-8")
+    (args.output / "README.md").write_text(card(model, topics, record, args), encoding="utf-8")
+
+
+def card(model: LlamaForCausalLM, topics: list[Topic], record: dict, args: argparse.Namespace) -> str:
+    """The model card: ``card.md`` with its numbers filled in."""
+    sections = [(s, ln.text) for t in topics for s, lines in t.sections.items() for ln in lines]
+    config = model.config
+    return (
+        (Path(__file__).parent / "card.md")
+        .read_text(encoding="utf-8")
+        .format(
+            layers=config.num_hidden_layers,
+            width=config.hidden_size,
+            heads=config.num_attention_heads,
+            feed=config.intermediate_size,
+            parameters=f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f}",
+            vocabulary=f"{config.vocab_size:,}",
+            context=config.max_position_embeddings,
+            bits=args.bits,
+            topics=len(topics),
+            lines=f"{len(sections):,}",
+            questions=f"{sum(s == 'questions' for s, _ in sections):,}",
+            answers=f"{sum(s not in ('questions', 'held out') for s, _ in sections):,}",
+            words=f"{sum(len(expand(text)[0].split()) for _, text in sections):,}",
+            readings=f"{sum(len(expand(text)) for _, text in sections):,}",
+            steps=f"{record['step']:,}",
+            tokens=f"{record['tokens_a_step']:,}",
+            millions=round(record["step"] * record["tokens_a_step"] / 1e6),
+            seed=record["seed"],
+            plain=f"{record['held_out_plain']:.2f}",
+            emotional=f"{record['held_out_emotional']:.2f}",
+        )
+    )
 
 
 def make_packs(args: argparse.Namespace) -> None:
@@ -354,7 +421,7 @@ def main() -> None:
         tokenizer = make_tokenizer(topics, args)
         tokenizer.save_pretrained(args.work / "tokenizer")
     model = train(topics, tokenizer, args)
-    save_folder(model, tokenizer, [t.name for t in topics], args)
+    save_folder(model, tokenizer, topics, args)
     if not args.no_packs:
         make_packs(args)
 
