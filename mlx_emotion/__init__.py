@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from .emotions import Feeling as Feeling
     from .errors import MLXEmotionError as MLXEmotionError
     from .events import Done as Done
-    from .events import Failed as Failed
     from .events import FeelingChanged as FeelingChanged
     from .events import GuardTripped as GuardTripped
     from .events import Reading as Reading
@@ -45,7 +44,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "CATALOGUE": "emotions", "Emotion": "emotions", "Feeling": "emotions",
     "MLXEmotionError": "errors",
-    "Done": "events", "Failed": "events", "FeelingChanged": "events", "GuardTripped": "events", "Thought": "events",
+    "Done": "events", "FeelingChanged": "events", "GuardTripped": "events", "Thought": "events",
     "Token": "events",
     "Reading": "events", "Answer": "compare", "load_config": "files",
     "Step": "library", "available": "library", "make_pack": "library",

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from .session import Voice
 from .steering import Dose, Row, Sums
+from .templates import until_stop
 from .thinking import ANSWER, PROMPT_TAIL, Thoughts, answer_tokens
 
 
@@ -17,7 +18,10 @@ from .thinking import ANSWER, PROMPT_TAIL, Thoughts, answer_tokens
 class Job:
     """One sequence to generate: prompt ids, and the dose on its response (or on ``all`` positions).
 
-    ``history`` are spans of the prompt that were felt otherwise, as in ``Row.spans``.
+    ``history`` are spans of the prompt that were felt otherwise, as in ``Row.spans``. ``think`` is one of
+    ``options.THINK`` and should be what the prompt was rendered with: ``plain`` and ``feel`` await a
+    reasoning block, which the dose leaves alone or not; ``off`` awaits none, and leaves one that the
+    prompt opens all the same alone.
     """
 
     key: Any
@@ -25,15 +29,18 @@ class Job:
     dose: Dose | None = None
     all_positions: bool = False
     history: tuple[tuple[int, int | None, Dose | None], ...] = ()
+    think: str = "off"
 
 
 @dataclass(frozen=True)
 class Piece:
-    """More text of an unfinished sequence."""
+    """More of an unfinished sequence, without text while it is ``thinking``. ``row`` steers what follows."""
 
     key: Any
     text: str
     token: int
+    thinking: bool
+    row: Row = field(compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -64,12 +71,14 @@ def run_batch(
     capture: bool = False,
     pieces: bool = False,
     stopped: Callable[[], bool] = lambda: False,
+    dropped: Callable[[Any], bool] = lambda _: False,
 ) -> Iterator[Piece | Finished]:
     """Generate all ``jobs``, ``batch_size`` at a time; yields ``Finished`` as they finish.
 
     Jobs are taken from the iterator only as rows come free, so memory does not grow with their
     number. Each token passes through the model once; with ``capture``, activations are summed on the
-    way. ``pieces`` also yields text as it comes. Must run on the thread that owns MLX.
+    way. ``pieces`` also yields text as it comes; a sequence whose key is ``dropped`` after a piece of it is
+    taken out unfinished. Must run on the thread that owns MLX.
     """
     import mlx.core as mx
     from mlx_lm.generate import BatchGenerator
@@ -92,7 +101,7 @@ def run_batch(
         )
     else:
         generator, batch_size = _OneByOne(voice, max_tokens, set(ends), sampler), 1
-    tokenizer = voice.loaded.tokenizer
+    tokenizer, stops = voice.loaded.tokenizer, voice.loaded.template.stops
     source = iter(jobs)
     running: dict[int, tuple[Job, Row, list[int], _Reader]] = {}
     exhausted = False
@@ -108,8 +117,8 @@ def run_batch(
                 row.set(job.dose, start if job.all_positions else len(job.prompt) - 1)
                 sums = Sums([len(job.prompt)], end_ids, tokenizer.think_end_tokens or ()) if capture else None
                 (uid,) = generator.insert([list(job.prompt)], caches=[voice.model.cache(row, sums)])
-                reader = _Reader(tokenizer, job.prompt)
-                if reader.thoughts.inside:  # reasoning is left alone, as a conversation does it by default
+                reader = _Reader(tokenizer, job.prompt, job.think != "off", stops)
+                if reader.thoughts.inside and job.think != "feel":
                     row.set(None, len(job.prompt) - 1)
                 running[uid] = (job, row, [], reader)
             if not running:
@@ -119,20 +128,29 @@ def run_batch(
                 if response.finish_reason != "stop":
                     tokens.append(response.token)
                     thinking = reader.thoughts.inside
-                    text = reader.add(response.token) if pieces or thinking else ""
-                    if thinking and not reader.thoughts.inside:
+                    text = reader.add(response.token) if pieces or thinking or stops else ""
+                    if thinking and not reader.thoughts.inside and job.think != "feel":
                         row.set(job.dose, row.offset)
                     if pieces:
-                        yield Piece(job.key, text, response.token)
-                if response.finish_reason is None:
+                        yield Piece(job.key, text, response.token, thinking, row)
+                reason, cache = response.finish_reason, response.prompt_cache
+                if reason is None and dropped(job.key):
+                    generator.remove([response.uid])
+                    del running[response.uid]
+                elif reason is None and reader.stopped:  # its last few tokens are in the means
+                    reason, cache = "stop", generator.remove([response.uid], return_prompt_caches=True)[response.uid][0]
+                if reason is None or response.uid not in running:
                     continue
                 mean = norm = None
                 answer = answer_tokens(tokenizer, job.prompt, tokens)
                 if capture and answer:
-                    mean, norm = _means(response.prompt_cache[-1].sums, voice)
+                    mean, norm = _means(cache[-1].sums, voice)
                 del running[response.uid]
-                text = tokenizer.decode(answer).strip()
-                yield Finished(job.key, answer, text, response.finish_reason, mean, norm)
+                text = tokenizer.decode(answer)
+                if reader.stopped:
+                    text, _ = until_stop(text, stops, True)
+                    answer = voice.loaded.template.encode(text)
+                yield Finished(job.key, answer, text.strip(), reason, mean, norm)
     finally:
         generator.close()
 
@@ -173,13 +191,18 @@ class _OneByOne:
     def __init__(self, voice: Voice, max_tokens: int, ends: set[int], sampler: Any) -> None:
         self.voice, self.max_tokens, self.ends, self.sampler = voice, max_tokens, ends, sampler
         self._uid = 0
+        self._cache: list[Any] = []
         self._steps: Iterator[_Response] = iter(())
 
     def insert(self, prompts: list[list[int]], caches: list[list[Any]]) -> list[int]:
         (prompt,), (cache,) = prompts, caches
-        self._uid += 1
+        self._uid, self._cache = self._uid + 1, cache
         self._steps = self._generate(self._uid, prompt, cache)
         return [self._uid]
+
+    def remove(self, uids: list[int], return_prompt_caches: bool = False) -> dict[int, tuple]:  # noqa: ARG002
+        self._steps = iter(())
+        return {self._uid: (self._cache, [])}
 
     def next_generated(self) -> list[_Response]:
         return [next(self._steps)]
@@ -206,19 +229,30 @@ class _OneByOne:
 
 
 class _Reader:
-    """Turns one row's tokens into text, and tells a reasoning block that its prompt has opened from the answer."""
+    """Turns one row's tokens into text, and tells a reasoning block from the answer; ``think``: one may begin.
 
-    def __init__(self, tokenizer: Any, prompt: list[int]) -> None:
+    ``stopped`` once one of ``stops`` was said; that, and what looks like its beginning, is kept back.
+    """
+
+    def __init__(self, tokenizer: Any, prompt: list[int], think: bool, stops: tuple[str, ...]) -> None:
+        self.stops, self.stopped = stops, False
+        self._said, self._shown = "", 0
         self._inner = tokenizer.detokenizer  # a new one each time
         self._count = 0
-        self.thoughts = Thoughts(tokenizer, tokenizer.decode(prompt[-PROMPT_TAIL:]), False)
+        self.thoughts = Thoughts(tokenizer, tokenizer.decode(prompt[-PROMPT_TAIL:]), think)
 
     def add(self, token: int) -> str:
         """What ``token`` adds to the answer."""
         self._inner.add_token(token)
         self._count += 1
         pieces = self.thoughts.add(self._inner.last_segment, self._count)
-        return "".join(text for kind, text in pieces if kind == ANSWER)
+        text = "".join(text for kind, text in pieces if kind == ANSWER)
+        if not self.stops:
+            return text
+        self._said += text
+        whole, self.stopped = until_stop(self._said, self.stops, False)
+        text, self._shown = whole[self._shown :], max(self._shown, len(whole))
+        return text
 
 
 def _means(sums: Sums, voice: Voice) -> tuple[np.ndarray | None, np.ndarray | None]:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from .emotions import Feeling
 from .errors import UsageError
-from .events import Done, Token
-from .session import Session, Turn
+from .events import Done, GuardTripped, Token
+from .session import WEAKEST, Session, Turn
 
 MOST = 6
 """Feelings in one comparison: neutral and up to five others."""
@@ -22,7 +22,7 @@ class Answer:
     """An event of the reply under feeling number ``column``."""
 
     column: int
-    event: Token | Done
+    event: Token | GuardTripped | Done
 
 
 def compare(
@@ -30,9 +30,8 @@ def compare(
 ) -> Iterator[Answer]:
     """Answer ``message`` after the session's history under every feeling; yields each reply's tokens, then ``Done``.
 
-    The session is left as it was. Rows share one seed and one batch; the guard does not act here, but
-    a reply that repeats itself is marked in ``Done.guard``. Runs on the thread that owns MLX. Raises
-    ``UsageError``.
+    The session is left as it was. Rows share one seed and one batch, and the guard acts on each of them.
+    Runs on the thread that owns MLX. Raises ``UsageError``.
     """
     if not message.strip():
         raise UsageError("the message is empty")
@@ -40,7 +39,7 @@ def compare(
         raise UsageError(f"{len(feelings)} feelings to compare, wanted 1 to {MOST}")
     import mlx.core as mx
 
-    from .batch import Finished, Job, Piece, run_batch
+    from .batch import Job, Piece, run_batch
     from .guard import LoopDetector
 
     options, voice = session.options, session.voice
@@ -50,12 +49,12 @@ def compare(
     jobs = []
     for n, s in enumerate(scales):
         prompt, history = session.outline([*session.turns, Turn(message)], s)
-        jobs.append(Job(n, prompt, voice.dose(s), options.positions == "all", history))
+        jobs.append(Job(n, prompt, voice.dose(s), options.positions == "all", history, options.think))
     mx.random.seed(seed)
     counts = [0] * len(jobs)
     firsts = [0.0] * len(jobs)
     loops = [LoopDetector() for _ in jobs]
-    looped = [False] * len(jobs)
+    factors = [1.0] * len(jobs)
     texts = [""] * len(jobs)
     open_ = set(range(len(jobs)))
 
@@ -68,9 +67,9 @@ def compare(
                 text=text.strip(),
                 finish_reason=reason,
                 feeling=feeling,
-                scale=scales[n],
+                scale=tuple((name, s * factors[n]) for name, s in scales[n]),
                 seed=seed,
-                guard=looped[n],
+                guard=factors[n] < 1,
                 prompt_tokens=len(prompt),
                 prefilled=len(prompt),
                 tokens=counts[n],
@@ -89,6 +88,7 @@ def compare(
         top_p=options.top_p,
         pieces=True,
         stopped=stop.is_set,
+        dropped=lambda n: n not in open_,
     )
     for result in results:
         n = result.key
@@ -96,10 +96,20 @@ def compare(
             if not counts[n]:
                 firsts[n] = time.perf_counter() - began
             counts[n] += 1
-            looped[n] = loops[n].add(result.token) or looped[n]
             texts[n] += result.text
             yield Answer(n, Token(result.text, counts[n] - 1))
-        elif isinstance(result, Finished):
+            if not (options.guard and scales[n] and not result.thinking and loops[n].add(result.token)):
+                continue
+            loops[n].reset()
+            if factors[n] < WEAKEST:
+                open_.discard(n)
+                yield done(n, texts[n], "loop")
+                continue
+            factors[n] /= 2
+            weaker = tuple((name, s * factors[n]) for name, s in scales[n])
+            result.row.set(voice.dose(weaker), result.row.offset)
+            yield Answer(n, GuardTripped(counts[n], factors[n]))
+        elif n in open_:
             open_.discard(n)
             yield done(n, result.text, result.reason)
     for n in sorted(open_):

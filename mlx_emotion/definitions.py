@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from .emotions import BASE, CATALOGUE, GREY, NEUTRAL, Emotion
-from .errors import UsageError
+from .errors import DefinitionError, UsageError
 from .files import read_toml
 
 NAME = re.compile(r"[^\W\d_][\w -]{0,38}\w")
@@ -48,15 +48,18 @@ class Definition:
 def read_definitions(path: str | Path) -> dict[str, Definition]:
     """The emotions that a TOML file defines, by name.
 
-    Raises ``UsageError``: one line with the file, the emotion, the field and what was expected.
+    Raises ``DefinitionError``: one line with the file, the emotion, the field and what was expected.
     """
     path = Path(path)
-    content = read_toml(path)
+    try:
+        content = read_toml(path)
+    except UsageError as error:
+        raise DefinitionError(str(error)) from None
     if unknown := [k for k in content if k != "emotion"]:
-        raise UsageError(f"{path}: unknown key {unknown[0]!r}; every emotion begins with a line [[emotion]]")
+        raise DefinitionError(f"{path}: unknown key {unknown[0]!r}; every emotion begins with a line [[emotion]]")
     entries = content.get("emotion")
     if not isinstance(entries, list) or not entries or not all(isinstance(e, dict) for e in entries):
-        raise UsageError(f"{path}: no emotion defined; every emotion begins with a line [[emotion]]")
+        raise DefinitionError(f"{path}: no emotion defined; every emotion begins with a line [[emotion]]")
     found: dict[str, Definition] = {}
     for number, entry in enumerate(entries, 1):
         try:
@@ -65,7 +68,7 @@ def read_definitions(path: str | Path) -> dict[str, Definition]:
                 raise ValueError(f"name {definition.emotion.name!r} is defined twice")
         except ValueError as error:
             label = entry.get("name") if isinstance(entry.get("name"), str) else number
-            raise UsageError(f"{path}: emotion {label}: {error}") from None
+            raise DefinitionError(f"{path}: emotion {label}: {error}") from None
         found[definition.emotion.name] = definition
     return found
 

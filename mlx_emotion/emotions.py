@@ -147,7 +147,12 @@ class Feeling:
         if isinstance(value, Feeling):
             feeling = value
         elif isinstance(value, Mapping):
-            feeling = cls(tuple((str(k), float(v)) for k, v in value.items() if k != NEUTRAL))
+            try:
+                feeling = cls(tuple((str(k), float(v)) for k, v in value.items() if k != NEUTRAL))
+            except (TypeError, ValueError):
+                raise UsageError(f"cannot read feeling {value!r}: wanted names with numbers") from None
+        elif not isinstance(value, str):
+            raise UsageError(f"cannot read feeling {value!r}; write for example fear:0.8,joy:0.2")
         else:
             feeling = cls._parse(value.strip(), known)
         for name, _ in feeling.weights:
@@ -169,7 +174,8 @@ class Feeling:
             match = re.fullmatch(r"([^:=]+?)(?:\s*:\s*([-+.\deE]+))?", part)
             if not match:
                 raise UsageError(f"cannot read {part!r} in feeling {spec!r}; write for example fear:0.8,joy:0.2")
-            name = check_name(match[1].lower(), [*known, BASE, NEUTRAL])
+            given = match[1] if match[1] in known else match[1].lower()
+            name = check_name(given, [*known, BASE, NEUTRAL])
             if name == NEUTRAL:
                 raise UsageError(f"neutral cannot be mixed, in feeling {spec!r}")
             try:

@@ -8,14 +8,19 @@ tuples and NumPy arrays come out.
 from __future__ import annotations
 
 import atexit
+import os
 import queue
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
+from .errors import MLXEmotionError
+
 T = TypeVar("T")
 _END = object()
+HURRY_SECONDS = 2.0
 
 
 class Engine:
@@ -24,8 +29,9 @@ class Engine:
     def __init__(self) -> None:
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="mlx-emotion-engine", daemon=True)
-        self._started = False
+        self._started = self._closed = False
         self._lock = threading.Lock()
+        self.hurry = False  # set when the user has interrupted the program
 
     def _run(self) -> None:
         while (job := self._jobs.get()) is not None:
@@ -40,6 +46,8 @@ class Engine:
 
     def _put(self, job: Callable[[], None]) -> None:
         with self._lock:
+            if self._closed:
+                raise MLXEmotionError("the engine was closed; nothing can be run any more")
             if not self._started:
                 self._thread.start()
                 self._started = True
@@ -76,57 +84,47 @@ class Engine:
         """Iterate on the thread and hand the items out here, one by one: the next is begun when it is asked for.
 
         So what the reader does between two items acts on the next one; mlx-lm computes one token
-        ahead, which keeps the device busy meanwhile. When the reader goes away (closes the iterator, or
-        is interrupted), ``stop`` is set and the thread's own iterator is closed. An exception there is
-        raised here.
+        ahead, which keeps the device busy meanwhile. Between two items the thread is free for other
+        work. When the reader goes away (closes the iterator, or is interrupted), ``stop`` is set and the
+        iterator is closed on the thread. An exception there is raised here.
         """
         if self.inside:
             yield from work()
             return
-        items: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        asked = threading.Semaphore(0)
-        gone = threading.Event()
-        done = threading.Event()
+        iterator: Iterator[T] | None = None
 
-        def job() -> None:
-            iterator = None
-            try:
+        def step() -> Any:
+            nonlocal iterator
+            if iterator is None:
                 iterator = work()
-                for item in iterator:
-                    items.put(item)
-                    asked.acquire()
-                    if gone.is_set():
-                        break
-                items.put(_END)
-            except BaseException as error:
-                items.put(error)
-            finally:
-                if iterator is not None and hasattr(iterator, "close"):
-                    iterator.close()
-                done.set()
+            return next(iterator, _END)
 
-        self._put(job)
+        def close() -> None:
+            if iterator is not None and hasattr(iterator, "close"):
+                iterator.close()
+
         try:
-            while True:
-                item = items.get()
-                if item is _END:
-                    return
-                if isinstance(item, BaseException):
-                    raise item
+            while (item := self.run(step)) is not _END:
                 yield item
-                asked.release()
         finally:
-            gone.set()
-            asked.release()
             if stop is not None:
                 stop.set()
-            done.wait()
+            if not self._closed:
+                self.run(close)
 
     def close(self) -> None:
-        """Finish the jobs under way and end the thread."""
-        if self._started and self._thread.is_alive() and not self.inside:
+        """Finish the jobs under way and end the thread; nothing can be run afterwards."""
+        with self._lock:
+            waiting = self._started and not self._closed and not self.inside
+            self._closed = True
+        if waiting:
             self._jobs.put(None)
-            self._thread.join()
+            # After Ctrl-C nobody wants to wait for a model to load or a download to end.
+            self._thread.join(HURRY_SECONDS if self.hurry else None)
+            if self._thread.is_alive():
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(130)
 
 
 _shared: Engine | None = None

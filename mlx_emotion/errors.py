@@ -15,6 +15,12 @@ class UsageError(MLXEmotionError):
     exit_status = 2
 
 
+class DefinitionError(UsageError):
+    """A file with emotions of a user's own has something wrong in it."""
+
+    exit_status = 1
+
+
 class ModelError(MLXEmotionError):
     """A model is missing, corrupt, not supported, or cannot be steered."""
 

@@ -77,11 +77,4 @@ class Done:
     thinking: str = ""
 
 
-@dataclass(frozen=True)
-class Failed:
-    """The reply ended with an error; what came before it is kept."""
-
-    error: str
-
-
-Event = Token | Thought | FeelingChanged | Reading | GuardTripped | Done | Failed
+Event = Token | Thought | FeelingChanged | Reading | GuardTripped | Done

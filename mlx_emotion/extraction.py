@@ -114,7 +114,8 @@ class Plan:
     """What is to be extracted, and how.
 
     ``wordings`` maps each emotion to its instructions, taken in turn; ``defined`` are the emotions
-    among them that are a user's own.
+    among them that are a user's own. With ``think`` a thinking model reasons before it answers; its
+    reasoning is never part of the means.
     """
 
     queries: Mapping[str, list[str]]
@@ -124,6 +125,7 @@ class Plan:
     keep_samples: bool = False
     method: str = "mean"
     defined: Mapping[str, Emotion] = field(default_factory=dict)
+    think: bool = False
 
     @classmethod
     def make(
@@ -135,6 +137,7 @@ class Plan:
         keep_samples: bool = False,
         method: str = "mean",
         define: str | Path | Mapping[str, Definition] | None = None,
+        think: bool = False,
     ) -> Plan:
         """A plan for ``emotions`` (all of the set by default), at most ``limit`` queries each.
 
@@ -173,7 +176,7 @@ class Plan:
         defined = {n: own[n].emotion for n in names if n in own}
         wordings = {n: instructions(e) for n, e in (catalogue(names) | defined).items()}
         chosen = {n: found[n][:limit] for n in names}
-        return cls(chosen, source, wordings, max_tokens, keep_samples, method, defined)
+        return cls(chosen, source, wordings, max_tokens, keep_samples, method, defined, think)
 
     @property
     def total(self) -> int:
@@ -215,6 +218,7 @@ class Extraction:
         identity, site = voice.loaded.identity, voice.taps.site
         asked = {n: [list(plan.wordings[n]), len(q)] for n, q in plan.queries.items()}
         settings = [plan.method, plan.source, plan.max_tokens, plan.keep_samples, asked]
+        settings += ["think"] if plan.think else []
         made_of = [STATE_FORMAT, identity.fingerprint, site, voice.taps.layers, settings]
         key = json.dumps(made_of, sort_keys=True)
         self.folder = extraction_folder() / hashlib.sha256(key.encode()).hexdigest()[:16]
@@ -258,10 +262,15 @@ class Extraction:
     def _samples(self, emotion: str) -> np.ndarray:
         if emotion not in self.state.samples:
             path = self.folder / f"samples-{list(self.plan.queries).index(emotion)}.npy"
-            path.parent.mkdir(parents=True, exist_ok=True)
             shape = (len(self.plan.queries[emotion]), *self.shape)
-            mode = "r+" if path.exists() else "w+"
-            self.state.samples[emotion] = np.lib.format.open_memmap(path, mode=mode, dtype=np.float16, shape=shape)
+            try:
+                if not path.exists():  # written whole: a full disk must show here, not when the map is touched
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    with atomic_write(path, ExtractionError) as temporary, open(temporary, "wb") as file:
+                        np.save(file, np.zeros(shape, np.float16))
+                self.state.samples[emotion] = np.lib.format.open_memmap(path, mode="r+")
+            except OSError as error:
+                raise ExtractionError(f"cannot write {path}: {error.strerror or error}") from None
         return self.state.samples[emotion]
 
     def _jobs(self) -> Iterator[Job]:
@@ -274,7 +283,7 @@ class Extraction:
                 wordings = plan.wordings[emotion]
                 asked = f"{wordings[i % len(wordings)]}\n\n{questions[i]}"
                 for setting, text in ((0, questions[i]), (1, asked)):
-                    prompt = template.encode(template.render([{"role": "user", "content": text}]))
+                    prompt = template.encode(template.render([{"role": "user", "content": text}], think=plan.think))
                     yield Job((emotion, i, setting), prompt)
 
     def run(
@@ -347,7 +356,7 @@ class Extraction:
             emotions=entries,
             method=plan.method,
             queries=dict(plan.source),
-            decoding={"temperature": 0.0, "max_tokens": plan.max_tokens},
+            decoding={"temperature": 0.0, "max_tokens": plan.max_tokens} | ({"think": True} if plan.think else {}),
             versions=library_versions(),
             created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         )

@@ -11,6 +11,7 @@ from .errors import Interrupted, ModelError
 from .files import packs_folder
 
 if TYPE_CHECKING:
+    from .extraction import Plan
     from .model import Model
     from .session import Voice
     from .vectors import EmotionVectors
@@ -44,6 +45,29 @@ def available() -> list[Available]:
     return found
 
 
+def pack_path(model: Model) -> Path:
+    """Where a pack made for ``model`` goes, and is looked for first."""
+    from .model import stem
+
+    return packs_folder() / f"{stem(model.identity)}-{model.site}.safetensors"
+
+
+def lost_by(model: Model, plan: Plan) -> str:
+    """What a pack of ``plan`` in the usual place would take away from the one in use now; empty if nothing."""
+    from .model import find_packs
+    from .vectors import read_info
+
+    found = find_packs(model.identity, model.site)
+    if not found:
+        return ""
+    old = read_info(found[0]).emotions
+    if missing := sorted(set(old) - set(plan.queries)):
+        return f"{found[0]} also has {', '.join(missing)}, which would be lost"
+    if fewer := [n for n, entry in old.items() if int(entry.get("count") or 0) > len(plan.queries[n])]:
+        return f"{found[0]} was made with more queries ({old[fewer[0]]['count']} for {fewer[0]})"
+    return ""
+
+
 @dataclass(frozen=True)
 class Step:
     """How far the making of a pack is: ``done`` of ``total`` in ``stage`` (``extracting`` or ``calibrating``).
@@ -75,10 +99,10 @@ def make_pack(
     from .extraction import Extraction, Plan, Progress
 
     plan = Plan.make(limit=limit, max_tokens=max_tokens)
-    path = packs_folder() / f"{model.id.replace('/', '--')}-{model.site}.safetensors"
+    path = pack_path(model)
     tell = progress or (lambda _: None)
 
-    def extract(voice: Voice) -> EmotionVectors:
+    def extract(voice: Voice) -> tuple[EmotionVectors, Extraction]:
         extraction = Extraction(voice, plan, batch_size)
         began = extraction.resumed
 
@@ -88,10 +112,9 @@ def make_pack(
         tell(Step("extracting", began, plan.total, began))
         pack = extraction.run(report, stopped)
         pack.save(path)
-        extraction.forget()
-        return pack
+        return pack, extraction
 
-    pack: EmotionVectors = model.run(extract)
+    pack, extraction = model.run(extract)
     model.use(pack)
     if stopped():
         raise Interrupted("stopped before calibration; the pack is in use, with scale 1 for intensity 1.0")
@@ -100,6 +123,7 @@ def make_pack(
         run = Calibration(voice, pack, seed=0, stopped=stopped)
         run.run(lambda done, total, note: tell(Step("calibrating", done, total, note=note)))
         pack.save(path)
+        extraction.forget()
 
     model.run(calibrate)
     model.use(pack)

@@ -14,7 +14,7 @@ from .engine import Engine, shared
 from .errors import ModelError, PackError, UsageError
 from .events import Done, Event
 from .files import packs_folder
-from .models import LoadedModel, load_model
+from .models import LoadedModel, load_model, resolve
 from .session import Options, Session, Voice, parse_feeling
 from .steering import Taps
 from .vectors import EmotionVectors, Identity, read_info, shipped_packs
@@ -160,6 +160,7 @@ class Model:
 
     def run(self, work: Any, *args: Any, **kwargs: Any) -> Any:
         """Run ``work(voice, *args)`` on the thread that owns this model and return its result."""
+        self._voice.check_open()
         return self._engine.run(work, self._voice, *args, **kwargs)
 
     @property
@@ -182,7 +183,10 @@ class Model:
         self.run(make)
 
     def close(self) -> None:
-        """Give the model's memory back; it cannot be used afterwards."""
+        """End its use: whatever is asked of it afterwards is a ``ModelError``.
+
+        Its memory comes back when nothing refers to it and its chats any more.
+        """
         self._engine.run(self._voice.taps.remove)
 
 
@@ -304,6 +308,7 @@ def load(
     """
     pack = EmotionVectors.load(vectors) if isinstance(vectors, str | Path) else vectors
     place = site or (pack.info.site if pack is not None else "attention")
+    resolve(model, revision)  # here, so that a download does not keep the engine from its other work
     engine = shared()
 
     def work() -> Voice:
@@ -343,19 +348,21 @@ def extract(
     batch_size: int = 16,
     max_tokens: int = 128,
     keep_samples: bool = False,
-    restart: bool = True,
+    restart: bool = False,
     method: str = "mean",
     define: str | Path | None = None,
+    think: bool = False,
 ) -> EmotionVectors:
     """Extract emotion vectors from ``model`` (arXiv 2502.04075, section 3.1), without calibration.
 
     ``queries`` is a JSON file or an object, emotion -> questions; the shipped set by default.
     ``method`` is ``mean``, ``last`` or ``pca``; ``define`` a TOML file with emotions of your own.
-    ``restart=False`` goes on with an earlier, unfinished extraction of the same settings.
+    An earlier, unfinished extraction of the same settings is gone on with, unless ``restart``. With ``think``
+    a thinking model reasons before it answers; that is no part of the means.
     """
     from .extraction import Extraction, Plan
 
-    plan = Plan.make(emotions, queries, limit, max_tokens, keep_samples, method, define)
+    plan = Plan.make(emotions, queries, limit, max_tokens, keep_samples, method, define, think)
 
     def work(voice: Voice) -> EmotionVectors:
         extraction = Extraction(voice, plan, batch_size, restart)

@@ -112,6 +112,31 @@ def resolve(name: str | None = None, revision: str | None = None) -> tuple[str, 
     return name, local.name, local
 
 
+def read_config(path: Path) -> dict[str, Any]:
+    """The config of the model in ``path``. Raises ``ModelError`` that names a field no model can do without."""
+    file = path / "config.json"
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ModelError(f"{file}: {error.strerror or error}") from None
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{file}: not JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise ModelError(f"{file}: wanted one JSON object")
+    kind = config.get("model_type")
+    if not (isinstance(kind, str) and kind) and "model_file" not in config:
+        raise ModelError(f"{file}: model_type is {_shown(kind)}, wanted a name such as llama")
+    for name in (*LAYER_COUNTS, *WIDTHS):
+        value = config.get(name)
+        if isinstance(value, str | bool) or (isinstance(value, int) and value < 1):
+            raise ModelError(f"{file}: {name} is {_shown(value)}, wanted a number from 1 up")
+    return config
+
+
+def _shown(value: Any) -> str:
+    return "missing" if value is None else repr(value)[:60]
+
+
 def fingerprint(path: Path) -> str:
     """A hash that differs between quantisations and between fine-tunes of one shape.
 
@@ -119,7 +144,7 @@ def fingerprint(path: Path) -> str:
     start, the middle and the end of its data: a few hundred small reads, whatever the size.
     """
     digest = hashlib.sha256()
-    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    config = read_config(path)
     for volatile in ("_name_or_path", "transformers_version", "torch_dtype", "dtype"):
         config.pop(volatile, None)
     digest.update(json.dumps(config, sort_keys=True).encode())
@@ -164,35 +189,58 @@ def load_model(
 
     from .architectures import find_classes, find_tokenizer
 
+    part = str(path)
     with _quiet():
         try:
             mark = fingerprint(path)
             own: Any = {"get_model_classes": find_classes} if find_classes(load_config(path)) else {}
             model, config = load_weights(path, trust_remote_code=trust_remote_code, **own)
             if adapter is not None:
+                part = f"the adapter {adapter} on {path}"
                 model = load_adapters(model, adapter)
                 model.eval()
                 mark = hashlib.sha256(f"{mark} {_adapter_mark(Path(adapter))}".encode()).hexdigest()[:32]
             # The parameters alone would leave lazy arrays (RoPE frequencies) tied to this moment's stream.
             mx.eval(model)
+            part = f"the tokenizer of {path}"
             tokenizer = find_tokenizer(config, path) or load_tokenizer(
                 path, {"trust_remote_code": trust_remote_code}, eos_token_ids=config.get("eos_token_id")
             )
+            _tolerate_padding(tokenizer)
         except ModelError:
             raise
         except Exception as error:  # mlx-lm, transformers and safetensors raise many kinds here
-            raise ModelError(f"cannot load {path}: {_wrong_layers(path) or _first_line(error)}") from None
+            raise ModelError(f"cannot load {part}: {_wrong_layers(path) or _reason(error)}") from None
     layers = getattr(model, "layers", None) or []
     identity = Identity(id_, revision_, mark, str(config.get("model_type")), len(layers), sizes(config)[1])
     template = ChatTemplate(tokenizer, f"{id_} {config.get('_name_or_path', '')}")
     return LoadedModel(model, tokenizer, config, path, identity, template)
 
 
+class _Texts(list):
+    """The texts of a tokenizer's tokens, with none for the tokens that pad a model's vocabulary beyond them."""
+
+    def __getitem__(self, index: Any) -> Any:
+        return super().__getitem__(index) if index < len(self) else b""
+
+
+def _tolerate_padding(tokenizer: TokenizerWrapper) -> None:
+    """Let sentencepiece models say tokens without a text, as they do when steered far too hard.
+
+    mlx-lm 0.32.2 does so for byte-level ones; for these it fails with ``IndexError`` in mid-reply.
+    """
+    from mlx_lm.tokenizer_utils import SPMStreamingDetokenizer
+
+    original = tokenizer._detokenizer  # `detokenizer` is a shallow copy of it
+    if isinstance(original, SPMStreamingDetokenizer):
+        original.tokenmap = _Texts(original.tokenmap)
+
+
 def sizes(config: dict[str, Any]) -> tuple[int, int]:
     """(layers, width) by a model's config, or by that of its text model; 0 for what it does not say."""
 
     def find(names: tuple[str, ...]) -> int:
-        values = (c.get(n) for c in (config.get("text_config") or {}, config) for n in names)
+        values = (c.get(n) for c in (config.get("text_config"), config) if isinstance(c, dict) for n in names)
         return next((v for v in values if isinstance(v, int)), 0)
 
     return find(LAYER_COUNTS), find(WIDTHS)
@@ -202,7 +250,7 @@ def identify(name: str | None = None) -> tuple[Identity, dict[str, Any]]:
     """A model's identity and config from its files alone, without loading it. Raises ``ModelError``."""
     id_, revision, path = resolve(name)
     try:
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        config = read_config(path)
         return Identity(id_, revision, fingerprint(path), str(config.get("model_type")), *sizes(config)), config
     except (OSError, ValueError) as error:
         raise ModelError(f"{path}: {_first_line(error)}") from None
@@ -260,6 +308,18 @@ def _adapter_mark(path: Path) -> str:
     return digest.hexdigest()
 
 
+def _reason(error: BaseException) -> str:
+    """What an error of mlx-lm says, with the field that it misses where it says no more than that."""
+    text = _first_line(error)
+    if missing := re.search(r"missing \d+ required positional arguments?: (.*)", text):
+        return f"its config.json lacks {missing[1]}"
+    if isinstance(error, AttributeError) and (missing := re.search(r"SimpleNamespace' object has no (.*)", text)):
+        return f"its adapter_config.json lacks {missing[1].removeprefix('attribute ')}"
+    if isinstance(error, KeyError | AttributeError | TypeError):
+        return f"{type(error).__name__}: {text}"
+    return text
+
+
 def _first_line(error: BaseException) -> str:
     text = str(error).strip() or type(error).__name__
     first, *more = text.splitlines()
@@ -270,5 +330,8 @@ def _first_line(error: BaseException) -> str:
 def _quiet() -> Iterator[None]:
     """Keep transformers' advice and progress bars out of the user's terminal."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    if "TRANSFORMERS_VERBOSITY" not in os.environ:
+        from transformers.utils import logging  # it reads the variable once, when it is imported
+
+        logging.set_verbosity_error()
     yield

@@ -11,6 +11,22 @@ HISTORY = ("keep", "refeel")
 THINK = ("plain", "feel", "off")
 
 
+def check_seed(seed: int) -> int:
+    """``seed`` if MLX can take it. Raises ``UsageError``."""
+    if not 0 <= seed < 2**63:
+        raise UsageError(f"seed is {seed}, wanted 0 to 2^63 - 1")
+    return seed
+
+
+def check_text(text: str, what: str) -> str:
+    """``text`` if it is text: a terminal or a file in another encoding gives what no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"{what} is not valid UTF-8") from None
+    return text
+
+
 @dataclass(frozen=True)
 class Options:
     """How replies are made. Defaults are those of the authors' code for arXiv 2502.04075.
@@ -34,6 +50,7 @@ class Options:
     think: str = "plain"
 
     def __post_init__(self) -> None:
+        check_text(self.system or "", "the system message")
         if not 0 <= self.temperature <= 10:
             raise UsageError(f"temperature is {self.temperature:g}, wanted 0 to 10")
         if not 0 < self.top_p <= 1:

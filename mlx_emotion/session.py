@@ -6,17 +6,18 @@ import secrets
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from .emotions import CATALOGUE, Emotion, Feeling
-from .errors import MLXEmotionError, UsageError
+from .errors import ModelError, PackError, UsageError
 from .events import Done, Event, FeelingChanged, GuardTripped, Thought, Token
 from .guard import LoopDetector
-from .models import LoadedModel
-from .options import Options
+from .models import EMBEDDED, LoadedModel
+from .options import Options, check_seed, check_text
 from .steering import Dose, Row, SteerableModel, Taps
+from .templates import until_stop
 from .thinking import ANSWER, THOUGHT, Thoughts
 from .vectors import EmotionVectors
 
@@ -68,6 +69,11 @@ class Voice:
         self._doses: OrderedDict[Scales, Dose | None] = OrderedDict()
         self._projector: Projector | None = None
 
+    def check_open(self) -> None:
+        """Raise ``ModelError`` once the taps are gone: nothing would be steered any more."""
+        if not self.taps.attached:
+            raise ModelError(f"{self.loaded.identity.id} was closed; load it again")
+
     @property
     def known(self) -> list[str]:
         """The emotions that can be felt."""
@@ -82,9 +88,11 @@ class Voice:
         if feeling.neutral:
             return ()
         if self.vectors is None:
-            raise MLXEmotionError(
-                f"no emotion vectors for {self.loaded.identity.id} at site {self.taps.site}; make them with "
-                f"`mlx-emotion extract --model {self.loaded.identity.id} --site {self.taps.site}`"
+            id_ = self.loaded.identity.id
+            name = id_ if id_ == EMBEDDED or "/" in id_ else self.loaded.path
+            raise PackError(
+                f"no emotion vectors for {id_} at site {self.taps.site}; make them with "
+                f"`mlx-emotion extract --model {name} --site {self.taps.site}`"
             )
         return tuple(self.vectors.scales(feeling, raw).items())
 
@@ -116,6 +124,7 @@ class Session:
         self._wanted = (feeling, voice.scales(feeling, options.scale))
         self._stop = threading.Event()
         self._refelt: Scales | None = None
+        self._answering = False
         self._forget_cache()
 
     # From any thread.
@@ -166,22 +175,32 @@ class Session:
         """The prompt of ``turns`` for a reply under ``scales``, without reasoning; and how the history was felt."""
         if self.options.history == "refeel":
             turns = [*(replace(t, felt=[(-1, scales)]) for t in turns[:-1]), turns[-1]]
-        prompt, places = self._layout(self._fitting(turns), think=False)
+        prompt, places = self._layout(self._fitting(turns))
         return prompt, tuple(self._plan(places))
 
     def again(self, seed: int | None = None) -> Iterator[Event]:
         """Answer the last message again, under the feeling that is set now."""
         if not self.turns:
             raise UsageError("nothing to answer again yet")
+        self._check_ready(seed)
         self.turns[-1] = Turn(self.turns[-1].user)
-        return self._answer(seed, redo=True)
+        return self._answer(seed)
 
     def reply(self, text: str, seed: int | None = None) -> Iterator[Event]:
         """Answer ``text``; yields events, the last of them ``Done``. An empty message is a ``UsageError``."""
         if not text.strip():
             raise UsageError("the message is empty")
+        check_text(text, "the message")
+        self._check_ready(seed)
         self.turns.append(Turn(text))
         return self._answer(seed)
+
+    def _check_ready(self, seed: int | None) -> None:
+        self.voice.check_open()
+        if seed is not None:
+            check_seed(seed)
+        if self._answering:  # two would write into one cache
+            raise UsageError("a reply is still being written; read it to its end, or close it, before the next")
 
     def _forget_cache(self) -> None:
         self._cached: list[int] = []
@@ -190,6 +209,8 @@ class Session:
     def _messages(self, turns: list[Turn]) -> list[dict[str, str]]:
         messages = [{"role": "system", "content": self.options.system}] if self.options.system else []
         for turn in turns:
+            if not turn.answered and turn is not turns[-1]:
+                continue  # a model that stayed silent: some templates refuse two user messages in a row
             messages.append({"role": "user", "content": turn.user})
             if turn.answered:
                 messages.append({"role": "assistant", "content": turn.reply})
@@ -239,6 +260,8 @@ class Session:
         room = context - min(self.options.max_tokens, context // 4)
         while len(turns) > 1 and len(self._layout(turns)[0]) > room:
             turns = turns[max(1, len(turns) // 4) :]  # several at once: each cut empties the cache
+        if len(turns) == 1 and (length := len(self._layout(turns)[0])) >= context:
+            raise UsageError(f"the message is too long: {length} tokens with its frame, the model reads {context}")
         return turns
 
     def _plan(self, places: list[tuple[int, int, Turn]]) -> list[Span]:
@@ -254,7 +277,7 @@ class Session:
                 spans.append((start + index, end if later is None else start + later[0], self.voice.dose(scales)))
         return spans
 
-    def _prepare(self, redo: bool, scales: Scales) -> tuple[list[int], int, Row]:
+    def _prepare(self, scales: Scales) -> tuple[list[int], int, Row]:
         """(prompt ids, how many of them the cache holds, the row that steers), with ``_cache`` made ready."""
         from mlx_lm.models.cache import trim_prompt_cache
 
@@ -267,10 +290,10 @@ class Session:
         shared = next((i for i, (a, b) in enumerate(zip(self._cached, prompt)) if a != b), None)
         if shared is None:
             shared = min(len(self._cached), len(prompt))
-        # The last prompt token is computed under the feeling of this reply; with positions `all`, and a
-        # new answer to the same message, so is everything since the reply before.
+        # The last prompt token is computed under the feeling of this reply; with positions `all`, so is
+        # everything since the reply before, also if the message was answered already.
         limit = len(prompt) - 1
-        if redo and self.options.positions == "all":
+        if self.options.positions == "all":
             limit = min(limit, places[-1][1] + len(places[-1][2].tokens) if places else 0)
         shared = min(shared, limit)
         surplus = len(self._cached) - shared
@@ -288,7 +311,7 @@ class Session:
         row.set(self.voice.dose(scales), shared if self.options.positions == "all" else len(prompt) - 1)
         return prompt, shared, row
 
-    def _answer(self, seed: int | None, redo: bool = False) -> Iterator[Event]:
+    def _answer(self, seed: int | None) -> Iterator[Event]:
         import mlx.core as mx
         from mlx_lm import stream_generate
         from mlx_lm.sample_utils import make_sampler
@@ -300,24 +323,23 @@ class Session:
         template = voice.loaded.template
         self._stop.clear()
         seed = secrets.randbelow(2**31) if seed is None else seed
+        self._answering = True
         wanted = self._wanted
         feeling, scales = wanted
         thoughts = Thoughts(voice.loaded.tokenizer, template.opening(options.think != "off"), options.think != "off")
         said = {ANSWER: "", THOUGHT: ""}
         muted = options.think == "plain" and thoughts.inside
         turn.felt = [(-1, () if muted else scales)]
-        turn.answered = True
         timeline = [(0, str(feeling))]
         factor, tripped, reason, first = 1.0, False, "cancelled", 0.0
         guard = LoopDetector()
         shown = 0
         count = 0
         try:
-            turn.answered = False
             projector = voice.projector() if options.readout else None
             # On this thread and for this reply: random state belongs to a thread.
             mx.random.seed(seed)
-            prompt, shared, row = self._prepare(redo, scales)
+            prompt, shared, row = self._prepare(scales)
             if muted:
                 row.set(None, len(prompt) - 1)
             assert self._cache is not None
@@ -346,7 +368,7 @@ class Session:
                         turn.tokens.append(response.token)
                     count += 1
                     turn.raw += response.text
-                    text, stopped = _until_stop(turn.raw, template.stops, response.finish_reason is not None)
+                    text, stopped = until_stop(turn.raw, template.stops, response.finish_reason is not None)
                     for kind, piece in thoughts.add(text[shown:], count) or [(ANSWER, "")]:
                         said[kind] += piece
                         yield Token(piece, count - 1) if kind == ANSWER else Thought(piece, count - 1)
@@ -395,6 +417,7 @@ class Session:
             finally:
                 stream.close()
         finally:
+            self._answering = False
             if thoughts.tokens or thoughts.unfinished:
                 turn.forget_block(thoughts.tokens or len(turn.tokens), said[ANSWER])
             turn.answered = bool(turn.raw)
@@ -426,20 +449,6 @@ def _can_go_back(cache: list[Any]) -> bool:
     return can_trim_prompt_cache(cache) and not any(getattr(c, "start_position", 0) for c in cache)
 
 
-def _until_stop(text: str, stops: tuple[str, ...], last: bool) -> tuple[str, bool]:
-    """(what of ``text`` may be shown, whether a stop text was met); an unfinished stop text is held back."""
-    for stop in stops:
-        if (at := text.find(stop)) >= 0:
-            return text[:at], True
-    if last:
-        return text, False
-    held = max((n for stop in stops for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0)
-    return text[: len(text) - held], False
-
-
 def parse_feeling(voice: Voice, value: Feeling | str | Mapping[str, float] | None) -> Feeling:
     """``value`` as a feeling of this model's pack. Raises ``UsageError``."""
     return Feeling.of(value, voice.catalogue)
-
-
-Listener = Callable[[Event], None]

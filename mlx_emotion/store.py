@@ -51,7 +51,7 @@ class Reply:
     """One reply. ``state`` is ``writing`` (or cut off, if nothing writes it any more), or how it ended.
 
     ``timeline`` are (index of the first token, feeling); ``model`` and ``pack`` are ids, ``fingerprint``
-    the model's.
+    the model's. ``thinking`` is the reasoning block before ``text``, and took ``thinking_tokens`` of the tokens.
     """
 
     text: str = ""
@@ -66,6 +66,8 @@ class Reply:
     tokens: int = 0
     tokens_per_second: float = 0.0
     error: str | None = None
+    thinking: str = ""
+    thinking_tokens: int = 0
     created: str = field(default_factory=now)
     id: str = field(default_factory=new_id)
 
@@ -128,7 +130,12 @@ def _schema_1(db: sqlite3.Connection) -> None:
         db.execute(statement)
 
 
-MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_schema_1,)
+def _schema_2(db: sqlite3.Connection) -> None:
+    db.execute("ALTER TABLE replies ADD COLUMN thinking TEXT NOT NULL DEFAULT ''")
+    db.execute("ALTER TABLE replies ADD COLUMN thinking_tokens INTEGER NOT NULL DEFAULT 0")
+
+
+MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_schema_1, _schema_2)
 """Migration n brings a file from schema n to n + 1; the file's number is its ``user_version``."""
 
 
@@ -162,6 +169,7 @@ class Store:
         db.row_factory = sqlite3.Row
         try:
             db.execute("PRAGMA journal_mode=WAL")
+            db.execute("PRAGMA synchronous=NORMAL")  # a killed program loses nothing, and replies don't wait for fsync
             db.execute("PRAGMA foreign_keys=ON")
             for (line,) in db.execute("PRAGMA quick_check(1)").fetchall():
                 if line != "ok":
@@ -416,7 +424,10 @@ def markdown(data: dict[str, Any]) -> str:
             if reply["id"] == exchange["chosen"]:
                 felt = [f for _, f in reply["timeline"]] or [reply["feeling"]]
                 mark = " (not finished)" if reply["state"] in (WRITING, "cancelled", "failed") else ""
-                lines += [f"**{data['model']}**, {' → '.join(felt)}{mark}", "", reply["text"], ""]
+                lines += [f"**{data['model']}**, {' → '.join(felt)}{mark}", ""]
+                if thinking := reply.get("thinking"):
+                    lines += ["> *thoughts*", ">", *(f"> {line}".rstrip() for line in thinking.splitlines()), ""]
+                lines += [reply["text"], ""]
     return "\n".join(lines)
 
 
@@ -441,6 +452,7 @@ _REPLY_KINDS: dict[str, Any] = {
     "fingerprint": str, "pack": (str, type(None)), "guard": bool, "tokens": int, "tokens_per_second": (int, float),
     "error": (str, type(None)), "created": str, "id": str,
 }  # fmt: skip
+_ADDED_LATER: dict[str, Any] = {"thinking": str, "thinking_tokens": int}
 
 
 def _fields(what: str, value: Any, kinds: dict[str, Any]) -> dict[str, Any]:
@@ -466,6 +478,7 @@ def _checked(data: Any) -> tuple[str, str, list[Exchange]]:
         for m, item in enumerate(values["replies"]):
             what = f"reply {m} of exchange {n}"
             reply = _fields(what, item, _REPLY_KINDS)
+            reply |= _fields(what, item, {n: kind for n, kind in _ADDED_LATER.items() if n in item})
             if reply["state"] not in STATES:
                 raise StoreError(f"state of {what} is {reply['state']!r}, wanted one of {', '.join(STATES)}")
             steps = reply["timeline"]

@@ -117,3 +117,14 @@ class ChatTemplate:
     def encode(self, text: str) -> list[int]:
         """Token ids of rendered text; a template writes its own special tokens."""
         return self.tokenizer.encode(text, add_special_tokens=False)
+
+
+def until_stop(text: str, stops: tuple[str, ...], last: bool) -> tuple[str, bool]:
+    """(what of ``text`` may be shown, whether a stop text was met); an unfinished stop text is held back."""
+    for stop in stops:
+        if (at := text.find(stop)) >= 0:
+            return text[:at], True
+    if last:
+        return text, False
+    held = max((n for stop in stops for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0)
+    return text[: len(text) - held], False

@@ -272,7 +272,7 @@ class Dialogues:
         deck: list[tuple[Topic, str]] = []
         while True:
             if not deck:
-                deck = [(t, f) for t in self.topics for f in ("plain",) * 4 + EMOTIONS for _ in range(2)]
+                deck = [(t, f) for t in self.topics for f in ("plain",) * 2 + EMOTIONS for _ in range(2)]
                 self.random.shuffle(deck)
             yield self._dialogue(*deck.pop())
 
@@ -374,21 +374,21 @@ class Dialogues:
 
     def _dialogue(self, topic: Topic, feeling: str) -> list[Turn]:
         r = self.random
-        if r.random() < 0.08 and not topic.general:
+        if r.random() < 0.03 and not topic.general:
             return self._about(topic)
         plain = feeling == "plain"
         where = "system" if r.random() < 0.4 else "user"
         if plain:
             kind = "neutral" if r.random() < 0.25 else ""
         else:
-            kind = r.choices(("emotional", "little", "very"), (0.76, 0.12, 0.12))[0]
+            kind = r.choices(("emotional", "little", "very"), (0.84, 0.08, 0.08))[0]
         second = ""
         if kind == "emotional" and r.random() < 0.2:
             second = r.choice([e for e in EMOTIONS if e != feeling])
         instruction = self.instruction(kind, feeling, *filter(None, [second])) if kind else ""
         turns = [Turn("system", instruction)] if instruction and where == "system" else []
         # An instruction in a user turn rules that answer only; later ones are plain again.
-        for exchange in range(r.choices((1, 2, 3, 4), (0.6, 0.2, 0.12, 0.08))[0]):
+        for exchange in range(r.choices((1, 2, 3, 4), (0.7, 0.16, 0.08, 0.06))[0]):
             if exchange and r.random() < 0.5:
                 question, prefix = r.choice(self.followups), "more "
             else:

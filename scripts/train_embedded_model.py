@@ -47,7 +47,7 @@ LENGTH_STEP = 32
 NOISE = 0.5  # most noise on an attention output, of its size
 NO_TOPIC = -1
 TOPIC_WEIGHT = 0.3
-OTHER_WEIGHT = 0.2  # loss weight of tokens that are not the companion's: they teach words, not answers
+OTHER_WEIGHT = 0.02  # loss weight of tokens that are not the companion's: they teach words, not answers
 
 
 def arguments() -> argparse.Namespace:
@@ -61,7 +61,7 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--width", type=int, default=192)
     p.add_argument("--layers", type=int, default=6)
     p.add_argument("--vocabulary", type=int, default=3072)
-    p.add_argument("--rate", type=float, default=1.2e-3, help="peak learning rate")
+    p.add_argument("--rate", type=float, default=1.8e-3, help="peak learning rate")
     p.add_argument("--dtype", default="float32", choices=("float16", "bfloat16", "float32"))
     p.add_argument("--bits", type=int, default=4)
     p.add_argument("--seed", type=int, default=1)

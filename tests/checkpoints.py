@@ -53,7 +53,7 @@ GEMMA = (
 
 SIZES = {
     "hidden_size": 64,
-    "intermediate_size": 96,
+    "intermediate_size": 128,
     "num_hidden_layers": 3,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
@@ -92,7 +92,7 @@ FAMILIES = {
     ),
     "llama-2-7b": Family("Llama", {"num_key_value_heads": 4}, LLAMA_MARKS, LLAMA_2, "</s>", "<s>"),
     "llama-2-13b": Family(
-        "Llama", {"num_key_value_heads": 4, "num_hidden_layers": 4, "hidden_size": 80}, LLAMA_MARKS, LLAMA_2, "</s>",
+        "Llama", {"num_key_value_heads": 4, "num_hidden_layers": 4, "hidden_size": 128}, LLAMA_MARKS, LLAMA_2, "</s>",
         "<s>",
     ),
     "qwen2.5": Family("Qwen2", {"rope_theta": 1000000.0, "rms_norm_eps": 1e-6}, template=chatml(QWEN_DEFAULT)),
@@ -113,13 +113,13 @@ FAMILIES = {
     ),
     "qwen": Family(None, {
         "model_type": "qwen", "architectures": ["QWenLMHeadModel"], "hidden_size": 64, "num_attention_heads": 4,
-        "num_hidden_layers": 3, "kv_channels": 16, "intermediate_size": 192, "layer_norm_epsilon": 1e-6,
+        "num_hidden_layers": 3, "kv_channels": 16, "intermediate_size": 256, "layer_norm_epsilon": 1e-6,
         "no_bias": True, "vocab_size": 512, "seq_length": 512,
         "auto_map": {"AutoTokenizer": ["tokenization_qwen.QWenTokenizer", None]},
     }),
     "baichuan2-7b": Family(None, {
         "model_type": "baichuan", "architectures": ["BaichuanForCausalLM"], "hidden_size": 64,
-        "intermediate_size": 96, "num_attention_heads": 4, "num_hidden_layers": 3, "rms_norm_eps": 1e-6,
+        "intermediate_size": 128, "num_attention_heads": 4, "num_hidden_layers": 3, "rms_norm_eps": 1e-6,
         "max_position_embeddings": 512, "model_max_length": 512, "tie_word_embeddings": False, "vocab_size": 600,
         "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
     }),
@@ -127,8 +127,8 @@ FAMILIES = {
 OTHERS = {
     # Wide enough for groups of 128 weights.
     "wide": Family(None, {
-        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 128, "intermediate_size": 256,
-        "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "rms_norm_eps": 1e-5,
+        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 128, "intermediate_size": 128,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "rms_norm_eps": 1e-5,
         "vocab_size": 264, "max_position_embeddings": 512, "tie_word_embeddings": False, "torch_dtype": "bfloat16",
     }, template=chatml()),
 }  # fmt: skip
@@ -237,8 +237,40 @@ def _write_with_mlx(name: str, folder: Path, family: Family) -> None:
 
 
 def convert(source: Path, folder: Path, **options: Any) -> Path:
-    """Convert with mlx-lm's own converter; ``options`` are its."""
+    """Convert with mlx-lm's own converter; ``options`` are its. One that it can't load goes through ours."""
     from mlx_lm import convert as mlx_convert
 
+    from mlx_emotion.architectures import convert as own_convert
+
+    if json.loads((source / "config.json").read_text())["model_type"] in ("baichuan", "qwen"):
+        shared().run(own_convert, source, folder, options["q_bits"], options["q_group_size"])
+        return folder
     shared().run(lambda: mlx_convert(str(source), str(folder), **options))
+    return folder
+
+
+def write_adapter(model: Path, folder: Path) -> Path:
+    """A LoRA adapter for ``model``, as mlx-lm's trainer leaves it, with weights that matter."""
+    settings = {
+        "fine_tune_type": "lora",
+        "num_layers": 2,
+        "lora_parameters": {"rank": 4, "scale": 20.0, "dropout": 0.0},
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+
+    def work() -> None:
+        import mlx.core as mx
+        from mlx.utils import tree_flatten
+        from mlx_lm.tuner.utils import linear_to_lora_layers
+        from mlx_lm.utils import load_model
+
+        loaded, _ = load_model(model)
+        loaded.freeze()
+        linear_to_lora_layers(loaded, settings["num_layers"], settings["lora_parameters"])
+        mx.random.seed(3)
+        weights = {k: 0.1 * mx.random.normal(v.shape) for k, v in tree_flatten(loaded.trainable_parameters())}
+        mx.save_safetensors(str(folder / "adapters.safetensors"), weights)
+
+    shared().run(work)
     return folder

@@ -139,7 +139,7 @@ def test_broken_model_folders(tmp_path, tiny_model_path, capsys):
     assert "no config.json" in broken(lambda f: (f / "config.json").unlink())
     assert "no model*.safetensors" in broken(lambda f: (f / "model.safetensors").unlink())
     assert "cannot load" in broken(cut)
-    assert "cannot load" in broken(lambda f: (f / "config.json").write_text("{"))
+    assert "config.json: not JSON" in broken(lambda f: (f / "config.json").write_text("{"))
     assert "not supported" in broken(config(model_type="no_such_type"))
     assert "remote" in broken(config(model_file="evil.py")) or "custom module" in broken(config(model_file="evil.py"))
     assert "cannot load" in broken(config(num_hidden_layers=5))

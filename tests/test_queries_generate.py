@@ -114,6 +114,21 @@ def test_a_model_that_cannot_is_told(tiny_model_path, tmp_path, capsys):
     assert not path.exists()
 
 
+def test_the_embedded_model_ends_properly_with_what_it_can(tmp_path, capsys, monkeypatch):
+    """It is no writer of questions: what it wrote is kept, each once, and the line says how many there are."""
+    monkeypatch.setattr("mlx_emotion.queries.generate.ATTEMPTS", 1)
+    path = tmp_path / "set.json"
+    assert main(["queries", "generate", "-m", "embedded", "-o", str(path), "-e", "nostalgia", "-n", "16"]) == 1
+    captured = capsys.readouterr()
+    assert not captured.out
+    last = captured.err.splitlines()[-1]
+    found = read(path)[0]["nostalgia"] if path.exists() else []
+    counted = f"{path} has {len(found)} of 16" if found else "it wrote none, and no file was made"
+    assert last == f"mlx-emotion: embedded does not write enough different questions for nostalgia: {counted}"
+    assert Distinct(found).questions == found
+    assert all(question(q, "nostalgia") == q for q in found)
+
+
 @pytest.mark.parametrize("emotion", ["base", "No", "a,b"])
 def test_a_wrong_name_is_told_before_a_model_is_loaded(emotion, tmp_path, capsys):
     assert main(["queries", "generate", "-e", emotion, "-m", "/nowhere", "-o", str(tmp_path / "x")]) == 2

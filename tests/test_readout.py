@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import mlx_emotion
-from mlx_emotion import Done, FeelingChanged, Reading, Token
+from mlx_emotion import Done, FeelingChanged, GuardTripped, Reading, Token
 from mlx_emotion.errors import UsageError
 from mlx_emotion.readout import Projector
 from mlx_emotion.vectors import EmotionVectors, PackInfo
@@ -102,7 +102,7 @@ def answers(chat, message, feelings, **options):
     for answer in chat.compare(message, feelings, **options):
         if isinstance(answer.event, Done):
             done[answer.column] = answer.event
-        else:
+        elif isinstance(answer.event, Token):
             text[answer.column] = text.get(answer.column, "") + answer.event.text
     return done, text
 
@@ -120,6 +120,52 @@ def test_comparing_equals_answering_one_by_one(model):
         assert done[column].text == events(alone, "and now?", seed=1)[-1].text
         assert text[column].strip() == done[column].text
         assert done[column].feeling == feeling
+
+
+class Looping:
+    """Takes every fifth token for the end of a loop."""
+
+    def __init__(self):
+        self.reset()
+
+    def reset(self):
+        self.count = 0
+
+    def add(self, token):
+        self.count += 1
+        return self.count == 5
+
+
+def test_the_guard_acts_on_each_column_as_it_does_on_one_reply(model, monkeypatch):
+    monkeypatch.setattr("mlx_emotion.guard.LoopDetector", Looping)
+    monkeypatch.setattr("mlx_emotion.session.LoopDetector", Looping)
+    options = {"temperature": 0.0, "max_tokens": 40}
+    chat = model.chat(**options)
+    feelings = ["neutral", "joy", "fear:0.5"]
+    tripped: dict[int, list[float]] = {}
+    done = {}
+    for answer in chat.compare("hello", feelings, seed=1):
+        if isinstance(answer.event, GuardTripped):
+            tripped.setdefault(answer.column, []).append(answer.event.factor)
+        elif isinstance(answer.event, Done):
+            done[answer.column] = answer.event
+    for column, feeling in enumerate(feelings):
+        alone = events(model.chat(feeling, **options), "hello", seed=1)
+        last = alone[-1]
+        assert [e.factor for e in alone if isinstance(e, GuardTripped)] == tripped.get(column, [])
+        now = done[column]
+        assert (now.text, now.guard, now.finish_reason) == (last.text, last.guard, last.finish_reason)
+        assert (now.tokens, now.scale) == (last.tokens, last.scale)
+    assert tripped[1] == [0.5, 0.25, 0.125]
+    assert done[1].finish_reason == "loop"
+    assert 0 not in tripped
+
+
+def test_comparing_without_the_guard_lets_replies_loop(model, monkeypatch):
+    monkeypatch.setattr("mlx_emotion.guard.LoopDetector", Looping)
+    done, _ = answers(model.chat(guard=False, **LIMITS), "hello", ["joy"])
+    assert not done[0].guard
+    assert done[0].finish_reason != "loop"
 
 
 def test_comparing_refuses_nonsense(model):

@@ -28,6 +28,8 @@ FULL = Reply(
     guard=True,
     tokens=9,
     tokens_per_second=12.5,
+    thinking="Who could it be?\n\nNobody.",
+    thinking_tokens=6,
 )
 
 
@@ -134,7 +136,32 @@ def test_markdown_tells_who_felt_what(store):
     text = markdown(store.export(id_))
     assert "**You**\n\nWho?" in text
     assert "fear → joy:0.5 (not finished)" in text
-    assert "I am **afraid**." in text
+    assert "> *thoughts*\n>\n> Who could it be?\n>\n> Nobody.\n\nI am **afraid**." in text
+
+
+def test_a_conversation_from_before_thoughts_were_kept(store, tmp_path):
+    """Both a file of schema 1, and an export that was made from one."""
+    path = tmp_path / "old.sqlite3"
+    db = sqlite3.connect(path)
+    store_module.MIGRATIONS[0](db)
+    db.execute("PRAGMA user_version=1")
+    db.execute("INSERT INTO conversations VALUES ('c', 't', 'm', '2026', '2026', NULL, 0)")
+    db.execute("INSERT INTO exchanges VALUES ('e', 'c', 0, 'hi', 'r', '2026', NULL)")
+    db.execute(
+        "INSERT INTO replies VALUES ('r', 'e', 'yes', 'stop', 'joy', '[]', 1, 'm', '', NULL, 0, 1, 2.0, NULL, '2026')"
+    )
+    db.commit()
+    db.close()
+    old = Store(path)
+    (exchange,) = old.exchanges("c")
+    assert (exchange.reply.text, exchange.reply.thinking, exchange.reply.thinking_tokens) == ("yes", "", 0)
+    data = json.loads(json.dumps(old.export("c")))
+    old.close()
+    for name in ("thinking", "thinking_tokens"):
+        del data["exchanges"][0]["replies"][0][name]
+    (back,) = store.exchanges(store.import_(data))
+    assert back.reply.text == "yes"
+    assert back.reply.thinking == ""
 
 
 def changed(data: dict, place: str, value: object) -> dict:

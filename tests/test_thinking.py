@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,10 +13,12 @@ import numpy as np
 import pytest
 
 from mlx_emotion.batch import Job, run_batch
+from mlx_emotion.compare import compare
 from mlx_emotion.emotions import Feeling
 from mlx_emotion.engine import shared
 from mlx_emotion.errors import UsageError
 from mlx_emotion.events import Done, Thought, Token
+from mlx_emotion.extraction import Extraction, Plan
 from mlx_emotion.models import LoadedModel
 from mlx_emotion.options import Options
 from mlx_emotion.session import Session, Voice
@@ -225,6 +228,126 @@ def test_a_batch_leaves_an_opened_block_alone(voice):
     *pieces, done = shared().run(work)
     assert "".join(p.text for p in pieces) == done.text == "ok"
     assert steered[:2] == ["o", "k"]
+
+
+def batch(thinker, ways, chain):
+    """What a batch with one row for each of ``ways`` says, and each row's (steered, plain) tokens, one by one."""
+    import mlx.core as mx
+
+    tokenizer, template = thinker.loaded.tokenizer, thinker.loaded.template
+    passes = [([], []) for _ in ways]
+    forward = thinker.taps.forward
+
+    def spy(tokens, cache, deltas, capture, **kwargs):
+        if tokens.shape[1] == 1:
+            for row, token in enumerate(tokens[:, 0].tolist()):
+                felt = deltas is not None and bool(mx.any(deltas[0][row % len(deltas[0])]).item())
+                if token not in tokenizer.eos_token_ids:
+                    passes[row][0 if felt else 1].append(tokenizer.decode([token]))
+        return forward(tokens, cache, deltas, capture, **kwargs)
+
+    def work():
+        user = [{"role": "user", "content": "see"}]
+        dose = thinker.dose((("fear", 1.0),))
+        jobs = [
+            Job(n, template.encode(template.render(user, think=way != "off")), dose, think=way)
+            for n, way in enumerate(ways)
+        ]
+        thinker.taps.forward = spy
+        try:
+            return list(run_batch(thinker, jobs, batch_size=len(jobs), max_tokens=20, pieces=True))
+        finally:
+            del thinker.taps.forward
+
+    return shared().run(work), passes
+
+
+@pytest.mark.parametrize(("template", "chain"), [(FREE, "free"), (OPENED, "opened")], ids=["free", "opened"])
+@pytest.mark.parametrize("ways", [["plain"], ["feel"], ["plain", "feel", "plain"]], ids=",".join)
+def test_each_row_of_a_batch_thinks_as_asked(voice, template, chain, ways):
+    results, passes = batch(voice(template, chain), ways, chain)
+    for row, (way, (steered, plain)) in enumerate(zip(ways, passes)):
+        mine = [r for r in results if r.key == row]
+        assert "".join(p.text for p in mine[:-1]) == mine[-1].text == "ok"
+        if way == "plain":
+            assert {"h", "m"} <= set(plain)
+            assert steered == ["o", "k"]
+        else:
+            assert steered == ["\n", *CHAINS[chain][1:-1]]
+            assert not plain
+
+
+def test_a_batch_of_rows_that_do_not_think_is_steered_throughout(voice):
+    results, ((steered, plain),) = batch(voice(FREE, "silent"), ["off"], "silent")
+    assert results[-1].text == "ok"
+    assert (steered, plain) == (["\n", "o", "k"], [])
+
+
+@pytest.mark.parametrize("think", ["plain", "feel"])
+def test_comparing_leaves_the_block_alone_unless_asked(voice, think):
+    thinker, steered = voice(OPENED, "opened"), []
+    forward = thinker.taps.forward
+
+    def spy(tokens, cache, deltas, capture, **kwargs):
+        if deltas is not None:
+            steered.append(thinker.loaded.tokenizer.decode(tokens[0].tolist()))
+        return forward(tokens, cache, deltas, capture, **kwargs)
+
+    def work():
+        session = Session(thinker, Feeling(), Options(temperature=0, max_tokens=20, think=think))
+        thinker.taps.forward = spy
+        try:
+            return list(compare(session, "see", [Feeling((("fear", 1.0),))], 1, threading.Event()))
+        finally:
+            del thinker.taps.forward
+
+    answers = shared().run(work)
+    assert answers[-1].event.text == "ok"
+    assert steered[:2] == (["o", "k"] if think == "plain" else ["\n", "h"])
+
+
+@pytest.mark.parametrize(("think", "chain", "block"), [("off", "silent", ""), ("plain", "free", "hm")])
+def test_evaluation_thinks_as_its_settings_say(voice, think, chain, block):
+    """Single questions in a batch and whole conversations: the block is made or not, and never in the answer."""
+    from mlx_emotion.evaluation.generate import Doses, _answer, _converse
+
+    thinker = voice(FREE, chain)
+    condition = SimpleNamespace(scales=(("fear", 1.0),), method="mean", emotion="fear")
+    task = SimpleNamespace(id="a", text="see", condition=condition)
+    settings = SimpleNamespace(think=think, batch_size=2, max_tokens=20, temperature=0.0, top_p=1.0)
+    said = []
+    forward = thinker.taps.forward
+
+    def spy(tokens, *rest, **kwargs):
+        said.extend(tokens[0].tolist())
+        return forward(tokens, *rest, **kwargs)
+
+    def work(make):
+        said.clear()
+        thinker.taps.forward = spy
+        try:
+            doses = Doses(thinker, {"mean": thinker.vectors})
+            (answer,) = make(thinker, [task], doses, settings, 1, lambda: False)
+            return answer, thinker.loaded.tokenizer.decode(said)
+        finally:
+            del thinker.taps.forward
+
+    for make in (_answer, _converse):
+        answer, everything = shared().run(work, make)
+        assert answer.text == "ok"
+        assert everything.split(END)[0].endswith(f"{BEGIN}{block}" if block else f"{BEGIN}\n\n")
+
+
+@pytest.mark.parametrize(("think", "chain"), [(False, "silent"), (True, "free")])
+def test_extraction_thinks_where_asked(voice, think, chain):
+    thinker = voice(FREE, chain)
+    plan = Plan.make(queries={"fear": ["Who is it?"]}, max_tokens=20, think=think)
+    extraction = shared().run(Extraction, thinker, plan, 2, True)
+    for job in extraction._jobs():
+        assert thinker.loaded.tokenizer.decode(job.prompt).rstrip().endswith(END) != think
+    pack = shared().run(extraction.run)
+    assert pack.info.emotions["fear"]["count"] == 1
+    assert pack.info.decoding.get("think", False) == think
 
 
 def test_an_answer_that_never_comes_is_empty(voice):

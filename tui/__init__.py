@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,8 +23,15 @@ def run(
     ``Model.chat``. ``resume`` is a conversation's id or title, or ``""`` for the latest. Raises
     ``MLXEmotionError`` where the app cannot begin at all.
     """
+    from . import pasting
     from .app import EmotionApp
 
+    # The engine's thread and this one take turns; Python's own 5 ms would be felt in every key.
+    sys.setswitchinterval(0.001)
+    if not (loading or {}).get("trust_remote_code"):
+        # Where PyTorch is installed, transformers takes 1.5 s to import it, for nothing: only tokenizers are used.
+        sys.modules.setdefault("torch", None)  # type: ignore[arg-type]  # how Python marks a module as missing
+    pasting.install()
     app = EmotionApp(model, feeling=feeling, seed=seed, resume=resume, loading=loading, options=options)
     app.run()
     return app.return_code or 0

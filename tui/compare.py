@@ -15,17 +15,73 @@ from textual.screen import Screen
 from textual.widgets import Footer, SelectionList, Static
 from textual.widgets.selection_list import Selection
 
-from mlx_emotion import Done, Emotion, Exchange, Feeling, MLXEmotionError, Reply, Store, Token
+from mlx_emotion import Done, Emotion, Exchange, Feeling, GuardTripped, MLXEmotionError, Reply, Store, Token
 
 from .dialogs import Dialog
 from .looks import blend, felt
 from .speaking import finished
+from .talk import tell
 
 if TYPE_CHECKING:
     from mlx_emotion import Answer, Chat
 
+    from .app import EmotionApp
+
 MOST = 6
-DRAIN = 1 / 15
+PAINTING = 1 / 15
+
+
+def ask(app: EmotionApp) -> None:
+    """Ask under which feelings the message in the box is to be answered, and do it."""
+
+    async def start(feelings: list[Feeling] | None) -> None:
+        if feelings:
+            await _open(app, feelings)
+
+    text = app.box.text.strip()
+    if not app.talk.can_speak() or app.model is None:
+        return
+    if not text:
+        app.notify("Write a message first; then compare how it is answered.", timeout=4)
+    elif not app.model.emotions:
+        app.notify("This model has no emotion vectors to compare.", timeout=4)
+    else:
+        app.push_screen(ChooseFeelings(app.model.emotions, app.catalogue, app.feelings.current), start)
+
+
+async def _open(app: EmotionApp, feelings: list[Feeling]) -> None:
+    """Store the message with its replies to be, and show the screen on which they are written."""
+    talk, chat = app.talk, app.chat
+    assert chat is not None
+    replies = [replace(talk.blank(), feeling=str(f), timeline=((0, str(f)),)) for f in feelings]
+    exchange = Exchange(app.box.text.strip(), tuple(replies))
+    try:
+        talk.save_pending()
+        await talk.add(exchange)
+    except MLXEmotionError as error:
+        app.warn(f"{error}. Your message is still in the box.")
+        return
+    app.box.put("")
+
+    async def closed(result: tuple[Exchange, str | None] | None) -> None:
+        assert result is not None
+        ended, problem = result
+        if problem:
+            app.warn(problem)
+        if ended.reply is None:
+            try:
+                assert talk.conversation is not None
+                talk.store.drop(talk.conversation, ended)
+            except MLXEmotionError as error:
+                app.warn(str(error))
+            app.box.restore(ended.user)
+            return
+        talk.stale = True
+        await talk.show(ended, live=False)
+        app.feelings.set_named(ended.reply.feeling)
+
+    screen = CompareScreen(chat, talk.store, exchange, feelings, app.catalogue, talk.untold(), app.seed)
+    app.push_screen(screen, closed)
 
 
 class ChooseFeelings(Dialog):
@@ -90,11 +146,15 @@ class Column(VerticalScroll, can_focus=True):
 
     def end(self, reply: Reply) -> None:
         self.query_one(".body", Static).update(Text(reply.text))
-        note = f"{reply.tokens} tokens"
+        note = "1 token" if reply.tokens == 1 else f"{reply.tokens} tokens"
         if reply.state not in ("stop", "length"):
-            note += f" · {reply.state}"
-        if reply.guard:
-            note += " · it repeats itself"
+            note += " · ended: it was looping" if reply.state == "loop" else f" · {reply.state}"
+        elif reply.guard:
+            note += " · weakened: it began to loop"
+        self.tell(note)
+
+    def tell(self, note: str) -> None:
+        """A line below the text."""
         self.query_one(".note", Static).update(note)
 
 
@@ -137,20 +197,16 @@ class CompareScreen(Screen):
     def on_mount(self) -> None:
         self.columns = list(self.query(Column))
         self.columns[0].focus()
-        self.set_interval(DRAIN, self._drain)
+        self.set_interval(PAINTING, self._drain)
         self.run_worker(self._read, thread=True, group="compare", exit_on_error=False)
 
     def _read(self) -> None:
-        from .app import tell
-
         try:
             if self.told is not None:
                 tell(self.chat, self.told)
-            answers = self.chat.compare(self.exchange.user, self.feelings, self.seed)
-            for answer in answers:
+            for answer in self.chat.compare(self.exchange.user, self.feelings, self.seed):
                 self.inbox.append(answer)
                 if self._stop and isinstance(answer.event, Token):
-                    answers.close()
                     break
         except Exception as error:  # whatever the model's own code raises
             self.inbox.append(str(error) or type(error).__name__)
@@ -164,6 +220,8 @@ class CompareScreen(Screen):
                 self._over(item)
             elif isinstance(item.event, Token):
                 texts.setdefault(item.column, []).append(item.event.text)
+            elif isinstance(item.event, GuardTripped):
+                self.columns[item.column].tell(f"looping: weakened to {item.event.factor:.0%}")
             elif isinstance(item.event, Done):
                 self.columns[item.column].more("".join(texts.pop(item.column, [])))
                 self._end(item.column, finished(self.exchange.replies[item.column], item.event))

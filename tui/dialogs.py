@@ -40,7 +40,7 @@ class HelpDialog(Dialog):
         table = Table(box=None, pad_edge=False, show_header=True, header_style="dim")
         table.add_column("key", style="bold", no_wrap=True)
         table.add_column("what it does")
-        table.add_column("id in [tui.keys]", style="dim", no_wrap=True)
+        table.add_column(Text("id in [tui.keys]"), style="dim", no_wrap=True)
         for id_, (default, what) in KEYS.items():
             keys = self.keys.get(id_, default).split(",")
             shown = " ".join(readable_key(k) for k in keys)
@@ -51,7 +51,7 @@ class HelpDialog(Dialog):
                 yield Static(table)
             yield Static(
                 "In the conversation (Shift+Tab): ↑ ↓ choose, c copies, r answers again with the same feeling, "
-                "e edits, w colours the words, v shows another reply.\n"
+                "e edits, w colours the words, v shows another reply, t opens the thoughts.\n"
                 "On the emotions: ↑ ↓ choose, 1–9 set 10–90 %, Shift+← → move by 25 %. The mouse works everywhere.\n"
                 "Ctrl+P finds every command. Esc closes.",
                 classes="hint",
@@ -83,7 +83,7 @@ class ConversationsDialog(Dialog):
         Binding("j", "export('json')", "JSON"),
         Binding("i", "load", "Import"),
     ]
-    HINT = "Enter resumes · r rename · d delete · u undo · m Markdown · j JSON · i import · type to filter above"
+    HINT = "Enter resumes · r rename · d delete · u undo · m Markdown · j JSON · i import · Shift+Tab filters"
 
     def __init__(self, store: Store) -> None:
         super().__init__()

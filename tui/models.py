@@ -95,8 +95,8 @@ class ModelsDialog(Dialog):
 
     def _show_state(self) -> None:
         app = self.emotion_app
-        if app._loading_since is not None:
-            state = f"loading {app.model_name or 'the model'}… {time.monotonic() - app._loading_since:.0f} s"
+        if app.loader.since is not None:
+            state = f"loading {app.loader.name or 'the model'}… {app.loader.seconds:.0f} s"
         elif app.model is not None:
             pack = app.model.vectors.path if app.model.vectors is not None else None
             state = f"in use: {app.model.id}, " + (f"pack {Path(pack).stem}" if pack else "no pack")
@@ -109,16 +109,16 @@ class ModelsDialog(Dialog):
         if self._stop is not None:
             self._tell("An extraction is under way; Esc stops it.")
             return
-        self.emotion_app.load_model(message.option.id)
+        self.emotion_app.loader.begin(message.option.id)
         self._show_state()
 
     def action_cancel(self) -> None:
-        self.emotion_app.cancel_loading()
+        self.emotion_app.loader.cancel()
         self._show_state()
 
     def action_extract(self, quick: bool) -> None:
         app = self.emotion_app
-        if app.model is None or app._loading_since is not None:
+        if app.model is None or app.loader.since is not None:
             self._tell("Load a model first.")
         elif self._stop is None:
             self._stop = threading.Event()
@@ -171,7 +171,7 @@ class ModelsDialog(Dialog):
         self._stop = None
         self.query_one(ProgressBar).display = False
         self._tell(told)
-        self.emotion_app.take_model()
+        self.emotion_app.take_pack()
         self._show_state()
         self._look()
 

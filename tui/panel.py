@@ -62,10 +62,12 @@ class Bars(Widget, can_focus=True):
         super().__init__(id=id)
         self.names: list[str] = []
         self.catalogue: Mapping[str, Emotion] = {}
+        self.empty = ""
         self._dragging = False
 
-    def offer(self, names: list[str], catalogue: Mapping[str, Emotion]) -> None:
-        """The emotions there are now."""
+    def offer(self, names: list[str], catalogue: Mapping[str, Emotion], empty: str) -> None:
+        """The emotions there are now; ``empty`` is said where there are none."""
+        self.empty = empty
         self.names = [*names, BASE] if names else []
         self.catalogue = catalogue
         self.row = min(self.row, max(0, len(self.names) - 1))
@@ -82,7 +84,7 @@ class Bars(Widget, can_focus=True):
 
     def render(self) -> Text:
         if not self.names:
-            return Text("No emotion vectors for this model.", "dim italic")
+            return Text(self.empty, "dim italic")
         start, width = self._geometry()
         out = Text()
         for n, name in enumerate(self.names):
@@ -380,7 +382,7 @@ class Panel(VerticalScroll, can_focus=False):
         yield Pad(id="pad")
         yield Static(Text("READ FROM THE ACTIVATIONS", "bold"), classes="title", id="meter-title")
         yield Meter(id="meter")
-        yield Static("█ the model's own  │ with what is added", classes="caption", id="meter-caption")
+        yield Static("█ the model's own  │ with steering", classes="caption", id="meter-caption")
 
     @property
     def bars(self) -> Bars:
@@ -394,11 +396,17 @@ class Panel(VerticalScroll, can_focus=False):
     def meter(self) -> Meter:
         return self.query_one(Meter)
 
-    def offer(self, names: list[str], catalogue: Mapping[str, Emotion], meter: bool) -> None:
+    def offer(
+        self,
+        names: list[str],
+        catalogue: Mapping[str, Emotion],
+        meter: bool,
+        empty: str = "No emotion vectors for this model.",
+    ) -> None:
         """Another model's emotions."""
         self.catalogue = catalogue
         placed = [catalogue[n] for n in names if n in catalogue and catalogue[n].radius > 0]
-        self.bars.offer(names, catalogue)
+        self.bars.offer(names, catalogue, empty)
         self.pad.offer(placed)
         self.pad.display = bool(placed)
         self.meter.offer(names if meter else [], catalogue)

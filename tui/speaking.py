@@ -7,12 +7,23 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from mlx_emotion import Done, Exchange, FeelingChanged, GuardTripped, MLXEmotionError, Reading, Reply, Store, Token
+from mlx_emotion import (
+    Done,
+    Exchange,
+    FeelingChanged,
+    GuardTripped,
+    MLXEmotionError,
+    Reading,
+    Reply,
+    Store,
+    Thought,
+    Token,
+)
 
 SAVE_EVERY = 0.5
 """Seconds between two writes of a growing reply."""
 
-Spoken = Token | FeelingChanged | GuardTripped | Reading | Done
+Spoken = Token | Thought | FeelingChanged | GuardTripped | Reading | Done
 
 
 @dataclass(frozen=True)
@@ -34,16 +45,26 @@ class Speaking:
 
     def run(self) -> None:
         """Read it to its end. On a worker thread; never raises."""
-        reply, text, saved = self.reply, [], time.monotonic()
+        reply, saved = self.reply, time.monotonic()
         timeline = list(reply.timeline)
+        text: list[str] = []
+        thinking: list[str] = []
+
+        def so_far() -> Reply:
+            return replace(reply, text="".join(text), thinking="".join(thinking).strip(), timeline=tuple(timeline))
+
         try:
             for event in self._events():
                 self.inbox.append(event)
-                if isinstance(event, Token):
-                    text.append(event.text)
+                if isinstance(event, Token | Thought):
+                    if isinstance(event, Thought):
+                        thinking.append(event.text)
+                    else:
+                        if event.text and thinking and not any(text):
+                            reply = replace(reply, thinking_tokens=event.index)
+                        text.append(event.text)
                     if time.monotonic() - saved >= SAVE_EVERY:
-                        reply = replace(reply, text="".join(text), timeline=tuple(timeline), tokens=event.index + 1)
-                        self._save(reply)
+                        self._save(replace(so_far(), tokens=event.index + 1))
                         saved = time.monotonic()
                 elif isinstance(event, FeelingChanged):
                     timeline.append((event.index, event.feeling))
@@ -54,7 +75,8 @@ class Speaking:
         except Exception as error:  # whatever the model's own code raises; the app must go on
             told = str(error) if isinstance(error, MLXEmotionError) else f"{type(error).__name__}: {error}"
             line = next(iter(told.splitlines()), "") or type(error).__name__
-            reply = replace(reply, text="".join(text).strip(), timeline=tuple(timeline), state="failed", error=line)
+            reply = so_far()
+            reply = replace(reply, text=reply.text.strip(), state="failed", error=line)
         self._save(reply)
         self.inbox.append(Ended(reply, self._unsaved))
 
@@ -71,6 +93,7 @@ def finished(reply: Reply, done: Done) -> Reply:
     return replace(
         reply,
         text=done.text,
+        thinking=done.thinking,
         state=done.finish_reason,
         feeling=done.feeling,
         timeline=done.timeline,

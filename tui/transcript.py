@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
+from markdown_it import MarkdownIt
 from rich.console import Group, RenderableType
 from rich.markdown import Markdown as RichMarkdown
+from rich.padding import Padding
+from rich.style import Style
 from rich.text import Text
 from textual import events
 from textual.app import ComposeResult
@@ -24,12 +28,20 @@ PAGE = 2
 WINDOW = 16
 """Exchanges kept mounted; the others are mounted when one scrolls to them."""
 TIMELINE = 24
+THOUGHTS_SHOWN = 1200
+"""Characters of its thoughts that are painted while a model still thinks: the last ones."""
 NOTES = {
     "writing": "cut off: the program ended while this was being written",
     "cancelled": "stopped",
     "length": "ended at the length limit",
     "loop": "ended by the guard: it was looping",
 }
+
+
+@lru_cache(1)
+def _parser() -> MarkdownIt:
+    """One parser for all: textual makes a new one for every piece of a stream, which costs more than the parsing."""
+    return MarkdownIt("gfm-like")
 
 
 class UserMessage(Static, can_focus=True):
@@ -41,7 +53,9 @@ class UserMessage(Static, can_focus=True):
 
 
 class ReplyMessage(Vertical, can_focus=True):
-    """A reply: what was felt on top, the text, and how it ended.
+    """A reply: what was felt on top, what was thought, the text, and how it ended.
+
+    Thoughts are shown while they come and folded when the answer begins; ``toggle_thoughts`` opens them.
 
     While it streams, its text is a Markdown widget; complete, all of it is one widget, for a Markdown
     tree of many widgets a message would make long conversations slow (textual 8.2).
@@ -53,8 +67,11 @@ class ReplyMessage(Vertical, can_focus=True):
         super().__init__(classes="message reply")
         self.reply, self.number, self.catalogue = reply, number, catalogue
         self.others, self.live = others, live
-        self.pieces: list[str] = []
+        self.pieces: list[tuple[int, str]] = []
         self.readings: dict[int, Reading] = {}
+        self._thoughts = reply.thinking
+        self._opened: bool | None = None  # as the user wants it
+        self._answering = not live
         self._words = False
         self._stream: MarkdownStream | None = None
 
@@ -65,7 +82,7 @@ class ReplyMessage(Vertical, can_focus=True):
     def compose(self) -> ComposeResult:
         yield Static(classes="body")
         if self.live:
-            yield Markdown(open_links=False)
+            yield Markdown(open_links=False, parser_factory=_parser)
 
     def on_mount(self) -> None:
         self.describe()
@@ -76,6 +93,8 @@ class ReplyMessage(Vertical, can_focus=True):
         last = parse(steps[-1][1], self.catalogue)
         self.styles.border_left = ("outer", blend(last.weights, self.catalogue))
         parts: list[RenderableType] = [self._head(steps)]
+        if self._thoughts:
+            parts += self._thought()
         if not self.live:
             parts.append(self._coloured() if self._words else RichMarkdown(self.reply.text))
             if note := self._note():
@@ -96,6 +115,36 @@ class ReplyMessage(Vertical, can_focus=True):
             head.append(f"   {self.others + 1} replies made", "dim")
         return head
 
+    @property
+    def _open(self) -> bool:
+        return not self._answering if self._opened is None else self._opened
+
+    def _thought(self) -> list[RenderableType]:
+        """The line that opens and folds the thoughts, and they themselves if they are open."""
+        count = self.reply.thinking_tokens
+        told = "thinking…" if not self._answering else f"thought for {count} tokens" if count else "thoughts"
+        handle = Style(dim=True, meta={"thoughts": True})
+        title = Text(f"{'▾' if self._open else '▸'} {told}", handle, no_wrap=True)
+        if not self._open:
+            return [title]
+        text = self._thoughts.strip()
+        if not self._answering and len(text) > THOUGHTS_SHOWN:
+            text = f"…{text[-THOUGHTS_SHOWN:]}"
+        return [title, Padding(Text(text, "dim italic"), (0, 0, 1, 2))]
+
+    def toggle_thoughts(self) -> bool:
+        """Open or fold the thoughts; ``False`` if there are none."""
+        if not self._thoughts:
+            return False
+        self._opened = not self._open
+        self.describe()
+        return True
+
+    def on_click(self, event: events.Click) -> None:
+        if event.style.meta.get("thoughts"):
+            event.stop()
+            self.toggle_thoughts()
+
     def _note(self) -> str:
         reply = self.reply
         notes = [f"failed: {reply.error}" if reply.state == "failed" else NOTES.get(reply.state, "")]
@@ -103,8 +152,15 @@ class ReplyMessage(Vertical, can_focus=True):
             notes.append("the guard weakened the feeling: it began to loop")
         return "; ".join(n for n in notes if n)
 
-    async def write(self, text: str) -> None:
+    async def write(self, text: str, thoughts: str = "") -> None:
         """More of a reply under way."""
+        begins = bool(text) and not self._answering
+        self._answering = self._answering or begins
+        self._thoughts += thoughts
+        if thoughts or (begins and self._thoughts):
+            self.describe()
+        if not text:
+            return
         if self._stream is None:
             self._stream = Markdown.get_stream(self.query_one(Markdown))
         await self._stream.write(text)
@@ -113,6 +169,8 @@ class ReplyMessage(Vertical, can_focus=True):
         """The reply is complete: painted once more as a whole."""
         self.live = False
         self.reply = reply
+        self._thoughts = reply.thinking
+        self._answering = True
         if self._stream is not None:
             await self._stream.stop()
             self._stream = None
@@ -133,7 +191,7 @@ class ReplyMessage(Vertical, can_focus=True):
         back = self.app.theme_variables.get("background", "#14161b")
         text = Text()
         shown: set[str] = set()
-        for index, piece in enumerate(self.pieces):
+        for index, piece in self.pieces:
             reading = self.readings.get(index)
             name, value = max(reading.own, key=lambda pair: pair[1]) if reading else ("", 0.0)
             if value < 0.25:
@@ -164,6 +222,7 @@ class Transcript(VerticalScroll, can_focus=False):
         Binding("e", "app.edit", "Edit", show=True),
         Binding("w", "app.words", "Words", show=True),
         Binding("v", "app.variant", "Other reply", show=True),
+        Binding("t", "app.thoughts", "Thoughts", show=True),
     ]
 
     def __init__(self, id: str | None = None) -> None:

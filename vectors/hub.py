@@ -105,34 +105,55 @@ def _download(api, repo: str, name: str, size: int | None, path: Path) -> None:
 
 @contextlib.contextmanager
 def _hub_errors(repo: str) -> Iterator[None]:
-    """Turn what huggingface_hub raises into one line that says what to do."""
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+    """Turn what huggingface_hub raises into one line that says what to do; keep its own lines and bars out."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars, logging
 
+    verbosity, bars = logging.get_verbosity(), not are_progress_bars_disabled()
+    logging.set_verbosity_error()
+    if bars:
+        disable_progress_bars()
     try:
         yield
     except MLXEmotionError:
         raise
     except HFValidationError:
         raise UsageError(f"{repo!r} is not a repository; write owner/name") from None
-    except OfflineModeIsEnabled:
-        raise PackError(f"{repo} on the hub: HF_HUB_OFFLINE is set") from None
-    except HfHubHTTPError as error:
-        status = error.response.status_code if error.response is not None else 0
-        if status in (401, 403):
-            what = f"refused ({status}): log in with `hf auth login`, or set HF_TOKEN to a token that may do this"
-        elif status == 404:
-            what = "no such repository (404), or it is private and you are not logged in"
-        elif status >= 500:
-            what = f"the hub failed ({status}); try again later"
-        else:
-            what = f"the hub answered {status}: {_first_line(error)}"
-        raise PackError(f"{repo} on the hub: {what}") from None
-    except Exception as error:  # the transport's own, whose package differs between huggingface_hub versions
-        raise PackError(f"{repo} on the hub: {type(error).__name__}: {_first_line(error)}; try again") from None
+    except Exception as error:  # the transport's own too, whose package differs between huggingface_hub versions
+        raise PackError(f"{repo} on the hub: {_what(error)}") from None
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            enable_progress_bars()
 
 
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")[:300]
+def _what(error: BaseException) -> str:
+    """What went wrong, and what to do."""
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, OfflineModeIsEnabled
+
+    while not isinstance(error, HfHubHTTPError) and error.__cause__ is not None:
+        error = error.__cause__  # an upload's error says no more than the file's name
+    if isinstance(error, OfflineModeIsEnabled):
+        return "HF_HUB_OFFLINE is set"
+    if not isinstance(error, HfHubHTTPError):
+        # A hub may lack the newer of the two ways to upload, which huggingface_hub prefers.
+        way_on = "set HF_HUB_DISABLE_XET=1 and try again" if "xet" in str(error) else "try again"
+        return f"{type(error).__name__}: {_first_line(error)}; {way_on}"
+    status = error.response.status_code if error.response is not None else 0
+    if status in (401, 403):
+        return f"refused ({status}): log in with `hf auth login`, or set HF_TOKEN to a token that may do this"
+    if isinstance(error, EntryNotFoundError):
+        return "a file that it lists is not there (404); try again"
+    if status == 404:
+        return "no such repository (404), or it is private and you are not logged in"
+    if status >= 500:
+        return f"the hub failed ({status}); try again later"
+    return f"the hub answered {status}: {_first_line(error)}"
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no reason given"]
+    return (" ".join(lines[:2]) if lines[0].endswith(":") else lines[0])[:300]
 
 
 CARD = """\

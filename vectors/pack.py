@@ -43,6 +43,12 @@ class Identity:
     width: int
 
 
+OTHER_FIELDS = {
+    **dict.fromkeys(("positions", "method", "created"), str),
+    **dict.fromkeys(("queries", "decoding", "calibration", "versions"), dict),
+}
+
+
 @dataclass
 class PackInfo:
     """A pack's metadata.
@@ -86,7 +92,7 @@ class PackInfo:
 
     @classmethod
     def from_json(cls, text: str) -> PackInfo:
-        """Raises ``ValueError``, ``KeyError`` or ``TypeError`` when a field is missing or of the wrong kind."""
+        """Raises ``ValueError`` that names a field which is missing or of the wrong kind."""
         data = json.loads(text)
         if not isinstance(data, dict):
             raise ValueError("metadata is not an object")
@@ -95,6 +101,15 @@ class PackInfo:
         known = {f.name for f in dataclasses.fields(cls)}
         if unknown := set(data) - known:
             raise ValueError(f"unknown fields {', '.join(sorted(unknown))}")
+        for name, kind in (("model", dict), ("site", str), ("emotions", dict)):
+            _check(name, data.get(name), kind)
+        for name, kind in OTHER_FIELDS.items():
+            if name in data:
+                _check(name, data[name], kind)
+        for name, kind in Identity.__annotations__.items():
+            _check(f"model.{name}", data["model"].get(name), {"str": str, "int": int}[kind])
+        if unknown := set(data["model"]) - set(Identity.__annotations__):
+            raise ValueError(f"unknown fields {', '.join(f'model.{n}' for n in sorted(unknown))}")
         info = cls(**{**data, "model": Identity(**data["model"])})
         if info.site not in SITES:
             raise ValueError(f"site {info.site!r}, wanted attention or residual")
@@ -106,9 +121,15 @@ class PackInfo:
             if not isinstance(value, int) or not 1 <= value <= most:
                 raise ValueError(f"{what} is {value!r}, wanted 1 to {most}")
         for name, entry in info.emotions.items():
-            scale = entry.get("scale")
+            _check(f"emotions.{name}", entry, dict)
+            if not name.isprintable() or not name.strip():
+                raise ValueError(f"{name!r:.60} cannot be the name of an emotion")
+            _check(f"count of {name}", entry.get("count", 0), int)
+        scales = {f"scale of {n}": e.get("scale") for n, e in info.emotions.items()} | {"base_scale": info.base_scale}
+        for name, scale in scales.items():
             if scale is not None and not (isinstance(scale, int | float) and np.isfinite(scale)):
-                raise ValueError(f"scale of {name} is {scale!r}")
+                raise ValueError(f"{name} is {scale!r:.60}, wanted a finite number or null")
+        for name, entry in info.emotions.items():
             if "valence" in entry or "arousal" in entry:
                 for what in ("valence", "arousal"):
                     if not isinstance(entry.get(what), int | float) or not -1 <= entry[what] <= 1:
@@ -119,6 +140,13 @@ class PackInfo:
             if not re.fullmatch("#[0-9a-fA-F]{6}", entry.get("colour") or GREY):
                 raise ValueError(f"colour of {name} is {entry['colour']!r}, wanted #rrggbb")
         return info
+
+
+def _check(name: str, value: Any, kind: type) -> None:
+    """Raises ``ValueError`` for a ``value`` that is no ``kind``."""
+    if not isinstance(value, kind) or isinstance(value, bool):
+        wanted = {dict: "an object", str: "text", int: "a number"}[kind]
+        raise ValueError(f"field {name} is {'missing' if value is None else repr(value)[:60]}, wanted {wanted}")
 
 
 class EmotionVectors(Mapping[str, np.ndarray]):
@@ -223,8 +251,10 @@ class EmotionVectors(Mapping[str, np.ndarray]):
                 problems.append(f"{name} has values that are not finite")
             elif not v.any():
                 problems.append(f"{name} is all zero")
-        if self.activation_norm.shape != shape[:1] or not np.isfinite(self.activation_norm).all():
-            problems.append(f"activation_norm has shape {self.activation_norm.shape}, wanted {shape[:1]}, finite")
+        if self.activation_norm.shape != shape[:1]:
+            problems.append(f"activation_norm has shape {self.activation_norm.shape}, wanted {shape[:1]}")
+        elif not np.isfinite(self.activation_norm).all():
+            problems.append("activation_norm has values that are not finite")
         return problems
 
     def save(self, path: str | Path) -> Path:
@@ -260,7 +290,8 @@ class EmotionVectors(Mapping[str, np.ndarray]):
             with safe_open(path, "numpy") as file:
                 for key in file.keys():  # noqa: SIM118 (not a mapping)
                     kind, _, name = key.partition(".")
-                    size = int(np.prod(file.get_slice(key).get_shape(), dtype=np.int64))
+                    shape = tuple(file.get_slice(key).get_shape())
+                    size = int(np.prod(shape, dtype=np.int64))
                     if kind == "ev" and size <= limit:
                         vectors[name] = file.get_tensor(key)
                     elif kind == "samples":
@@ -269,7 +300,8 @@ class EmotionVectors(Mapping[str, np.ndarray]):
                     elif key == "activation_norm" and size <= MAX_LAYERS:
                         norm = file.get_tensor(key)
                     else:
-                        raise PackError(f"{path}: unexpected tensor {key!r} of {size} values")
+                        wanted = f"ev.<emotion> {(info.model.layers, info.model.width)}"
+                        raise PackError(f"{path}: tensor {key!r:.60} has shape {shape}, wanted {wanted}")
         except (SafetensorError, OSError, TypeError, ValueError) as error:
             raise PackError(f"{path}: not a readable pack: {error}") from None
         return cls(vectors, info, norm, kept, path)

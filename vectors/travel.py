@@ -31,7 +31,14 @@ def import_files(
     files = [file for path in paths for file in _files(Path(path))]
     if not files:
         raise UsageError("nothing to import; give JSON or GGUF files, or a folder of them")
-    return merge(_import(file, model, site, force) for file in files)
+    packs: dict[str, EmotionVectors] = {}
+    for file in files:
+        pack = _import(file, model, site, force)
+        (name,) = pack
+        if name in packs and not np.array_equal(packs[name][name], pack[name]):
+            raise PackError(f"{packs[name].path} and {file} both hold {name}; import one of them")
+        packs[name] = pack
+    return merge(packs.values())
 
 
 def _files(path: Path) -> list[Path]:

@@ -13,6 +13,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from ..errors import ModelError
+
 if TYPE_CHECKING:
     from mlx_lm.tokenizer_utils import TokenizerWrapper
 
@@ -42,3 +44,23 @@ def find_tokenizer(config: dict[str, Any], path: Path) -> TokenizerWrapper | Non
         module.make_tokenizer(path),  # type: ignore[union-attr]
         eos_token_ids=[ends] if isinstance(ends, int) else ends,
     )
+
+
+def convert(
+    source: str | Path, output: str | Path, bits: int | None = None, group_size: int | None = None, mode: str = "affine"
+) -> None:
+    """Quantise the model in the folder ``source`` into a new folder: ``mlx_lm.convert`` for what only we can load.
+
+    ``bits`` and ``group_size`` are those of mlx-lm for this ``mode`` by default. Raises ``ModelError`` where
+    ``output`` exists.
+    """
+    from mlx_lm.utils import load_config, load_model, load_tokenizer, quantize_model, save
+
+    source, output = Path(source), Path(output)
+    if output.exists():
+        raise ModelError(f"{output} is there already; give a new folder")
+    own: Any = {"get_model_classes": find_classes} if find_classes(load_config(source)) else {}
+    model, config = load_model(source, lazy=True, **own)
+    tokenizer = find_tokenizer(config, source) or load_tokenizer(source, eos_token_ids=config.get("eos_token_id"))
+    model, config = quantize_model(model, config, group_size, bits, mode)
+    save(output, source, model, tokenizer, config)

@@ -65,9 +65,13 @@ def fail(message: str, status: int) -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0 fine, 1 an error, 2 wrong usage, 130 interrupted."""
+    given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    for stream in (sys.stdin, sys.stdout, sys.stderr):  # bytes that are not text must not end in a traceback
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="surrogateescape" if stream is sys.stdin else "backslashreplace")
     try:
         # Not root.main(): it would end a closed pipe with status 1.
-        with root.make_context("mlx-emotion", list(sys.argv[1:] if arguments is None else arguments)) as context:
+        with root.make_context("mlx-emotion", given) as context:
             result = root.invoke(context)
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
@@ -81,8 +85,13 @@ def main(arguments: list[str] | None = None) -> int:
     except click.ClickException as error:
         return fail(error.format_message(), error.exit_code)
     except (KeyboardInterrupt, click.Abort):
+        if "mlx_emotion.engine" in sys.modules:
+            sys.modules["mlx_emotion.engine"].shared().hurry = True
         return fail("interrupted", 130)
     except BrokenPipeError:
         # The reader has gone (`| head -1`), which is no error; keep the interpreter's own flush quiet.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:  # a full disk behind `>`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return fail(f"cannot go on: {error.strerror or error}", 1)

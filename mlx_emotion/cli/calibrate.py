@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .options import MODEL, TRUST
+from .options import ADAPTER, MODEL, SITE, TRUST
 from .progress import progress_bar, stop_on_interrupt
 
 if TYPE_CHECKING:
@@ -20,23 +20,37 @@ if TYPE_CHECKING:
 @click.argument("pack", required=False)
 @MODEL
 @click.option("--seed", type=int, default=0, show_default=True, metavar="S", help="For sampling.")
+@SITE
+@ADAPTER
 @click.option("--force", is_flag=True, help="Calibrate a pack of another model, where the shapes allow it.")
 @TRUST
-def command(pack: str | None, model: str | None, seed: int, force: bool, trust_remote_code: bool) -> None:
+def command(
+    pack: str | None,
+    model: str | None,
+    seed: int,
+    site: str | None,
+    adapter: str | None,
+    force: bool,
+    trust_remote_code: bool,
+) -> None:
     """Find how strong intensity 1.0 is for PACK on this model, and write it into the pack.
 
     Without PACK, the model's own pack on this machine.
     """
     from .. import load
     from ..errors import PackError
+    from ..options import check_seed
     from ..vectors import EmotionVectors, shipped_packs
     from .vectors import resolve
 
+    check_seed(seed)
     vectors = EmotionVectors.load(resolve(pack), samples=True) if pack else None
     with stop_on_interrupt() as stop:
-        loaded = load(model, vectors=vectors, force=force, trust_remote_code=trust_remote_code)
-        if vectors is None:
-            vectors = loaded.vectors
+        loaded = load(
+            model, vectors=vectors, site=site, adapter=adapter, force=force, trust_remote_code=trust_remote_code
+        )
+        if vectors is None and loaded.vectors is not None and loaded.vectors.path is not None:
+            vectors = EmotionVectors.load(loaded.vectors.path, samples=True)
         if vectors is None or vectors.path is None:
             raise PackError(f"no pack for {loaded.id} on this machine; make one with `mlx-emotion extract`")
         path = Path(vectors.path)

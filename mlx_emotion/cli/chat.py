@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import MLXEmotionError, UsageError
-from .options import check_seed, generation_options, load, one_line, session_options
+from .options import generation_options, load, one_line, seed_of, session_options
 
 if TYPE_CHECKING:
     from ..events import Event
@@ -38,7 +39,7 @@ def command(plain: bool, resume: str | None, **given: Any) -> int | None:
 
     On a terminal this opens the app. With standard input not a terminal, each line is one message.
     """
-    options, seed = session_options(given), check_seed(given["seed"])
+    options, seed = session_options(given), seed_of(given)
     interactive = sys.stdin.isatty()
     if interactive and sys.stdout.isatty() and not plain:
         from ..tui import run
@@ -61,8 +62,7 @@ def command(plain: bool, resume: str | None, **given: Any) -> int | None:
             talk.say("This is a small companion model trained on this project's own text; give --model for a real one.")
         if model.vectors is not None and not model.vectors.calibrated:
             talk.say("This pack is not calibrated, so intensity 1.0 is scale 1; see `mlx-emotion calibrate`.")
-    talk.run()
-    return None
+    return talk.run()
 
 
 class PlainChat:
@@ -70,6 +70,7 @@ class PlainChat:
 
     def __init__(self, model: Model, chat: Chat, seed: int | None, interactive: bool) -> None:
         self.model, self.chat, self.seed, self.interactive = model, chat, seed, interactive
+        self.felt = chat.feeling  # the last one that was not neutral, for /intensity
 
     def say(self, text: str) -> None:
         """To stderr: answers alone go to stdout."""
@@ -90,20 +91,25 @@ class PlainChat:
             except KeyboardInterrupt:
                 self.say("\n/quit or Ctrl-D leaves")
 
-    def run(self) -> None:
+    def run(self) -> int:
+        """Until the lines end. Returns the exit status: that of the last line of a pipe that went wrong, else 0."""
+        status = 0
         for line in self.lines():
             text = line.strip()
             if not text:
                 continue
             try:
-                if not text.startswith("/"):
+                if not re.match(r"/\w*(\s|$)", text):  # "/usr/bin is full" is a message
                     self.answer(self.chat.stream(text, seed=self.seed))
                 elif self.obey(*text.split(maxsplit=1)):
-                    return
+                    return status
             except MLXEmotionError as error:
-                if not self.interactive:
-                    raise
-                self.say(str(error))
+                if self.interactive:
+                    self.say(str(error))
+                else:  # the lines after it are still answered
+                    self.say(f"mlx-emotion: {error}")
+                    status = error.exit_status
+        return status
 
     def answer(self, events: Iterator[Event]) -> None:
         from ..events import Done, GuardTripped, Thought, Token
@@ -133,6 +139,8 @@ class PlainChat:
     def obey(self, name: str, rest: str = "") -> bool:
         """Carry out a slash command; ``True`` to leave."""
         rest = rest.strip()
+        if not self.chat.feeling.neutral:
+            self.felt = self.chat.feeling
         if name in ("/quit", "/exit"):
             return True
         if name == "/help":
@@ -162,14 +170,13 @@ class PlainChat:
             number = float(text.rstrip("% ")) / (100 if text.endswith("%") else 1)
         except ValueError:
             raise UsageError(f"{text!r} is not a number; write /intensity 0.5 or /intensity 50%") from None
-        feeling = self.chat.feeling
-        if feeling.neutral:
+        if self.felt.neutral:
             raise UsageError("feeling neutral; choose an emotion first, with /feel")
         from ..emotions import MAX_INTENSITY
 
         if not 0 <= number <= MAX_INTENSITY:
             raise UsageError(f"intensity is {number:g}, wanted 0 to {MAX_INTENSITY:g}")
-        return feeling.scaled(number / max(w for _, w in feeling.weights))
+        return self.felt.scaled(number / max(w for _, w in self.felt.weights)) if number else "neutral"
 
     def save(self, name: str) -> Path:
         from datetime import datetime

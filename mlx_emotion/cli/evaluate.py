@@ -66,6 +66,8 @@ def _numbers(_: Any, option: Any, value: str | None) -> list[float] | None:
 @click.option("--temp", type=float, default=0.6, show_default=True, metavar="T", help="Sampling temperature.")
 @click.option("--top-p", type=float, default=0.9, show_default=True, metavar="P", help="Nucleus sampling.")
 @click.option("--max-tokens", type=int, default=128, show_default=True, metavar="N", help="Longest answer.")
+@click.option("--think", type=click.Choice(["plain", "feel", "off"]), default="off", show_default=True,
+              help="Whether a thinking model's reasoning is left unsteered, steered too, or switched off.")  # fmt: skip
 @click.option("--batch-size", type=int, default=16, show_default=True, metavar="B", help="Answers made at once.")
 @click.option("--seed", type=int, default=0, show_default=True, metavar="S", help="Of sampling and of intervals.")
 @click.option("--restart", is_flag=True, help="Forget what DIR holds of an earlier run.")
@@ -96,12 +98,13 @@ def command(**given: Any) -> None:
             plan = plan_for(
                 model,
                 **{k: given[k] for k in ("emotions", "scales", "intensities", "queries", "limit", "parts", "top_p")},
-                **{k: given[k] for k in ("max_tokens", "batch_size", "seed")},
+                **{k: given[k] for k in ("max_tokens", "batch_size", "seed", "think")},
                 temperature=given["temp"],
             )
             click.echo(f"{len(plan.tasks)} answers to make in {run.folder}", err=True)
             with progress_bar("generating") as update:
-                make_answers(model, given["model"] or default_model(), plan, run, given["restart"], update, stop.is_set)
+                name, adapter = given["model"] or default_model(), given["adapter"]
+                make_answers(model, name, plan, run, given["restart"], update, stop.is_set, adapter)
             model.close()
             del model, plan  # its memory is the judges' now
         if stage in (None, "score"):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from .options import MODEL, SITE, TRUST
+from .options import ADAPTER, MODEL, SITE, TRUST
 from .progress import progress_bar, stop_on_interrupt
 
 
@@ -26,12 +26,13 @@ from .progress import progress_bar, stop_on_interrupt
     help="mean: over the answers' tokens; last: at the last prompt token; pca: first component.",
 )
 @click.option("--define", metavar="FILE", help="A TOML file with emotions of your own.")
+@click.option("--think", is_flag=True, help="Let a thinking model reason first; the means are of its answers alone.")
 @click.option("--seed", type=int, default=0, show_default=True, metavar="S", help="For calibration's sampling.")
 @click.option("--keep-samples", is_flag=True, help="Keep each query's vector in the pack, for plots.")
-@click.option("--output", metavar="FILE", help="Where the pack goes. Default: where packs are looked for.")
+@click.option("--output", "-o", metavar="FILE", help="Where the pack goes. Default: where packs are looked for.")
 @click.option("--restart", is_flag=True, help="Forget an unfinished extraction instead of going on with it.")
 @click.option("--no-calibrate", is_flag=True, help="Leave intensity 1.0 at scale 1.")
-@click.option("--adapter", metavar="FOLDER", help="A LoRA adapter to put on the model.")
+@ADAPTER
 @TRUST
 def command(
     model: str | None,
@@ -43,6 +44,7 @@ def command(
     site: str | None,
     method: str,
     define: str | None,
+    think: bool,
     seed: int,
     keep_samples: bool,
     output: str | None,
@@ -59,24 +61,19 @@ def command(
     """
     from ..errors import UsageError
     from ..extraction import Extraction, Plan, Progress
-    from ..vectors import read_info
+    from ..options import check_seed
 
+    check_seed(seed)
     names = [e.strip() for e in emotions.split(",") if e.strip()] if emotions else None
-    plan = Plan.make(names, queries, limit, max_tokens, keep_samples, method, define)
+    plan = Plan.make(names, queries, limit, max_tokens, keep_samples, method, define, think)
     from .. import load
 
     voice_of = load(model, site=site or "attention", adapter=adapter, trust_remote_code=trust_remote_code)
-    from ..files import packs_folder
-    from ..model import stem
+    from ..library import lost_by, pack_path
 
-    path = packs_folder() / f"{stem(voice_of.identity)}-{voice_of.site}.safetensors"
-    if output:
-        path = Path(output)
-    elif path.is_file() and (lost := set(read_info(path).emotions) - set(plan.queries)):
-        raise UsageError(
-            f"{path} also has {', '.join(sorted(lost))}, which would be lost; give --output, and "
-            "`mlx-emotion vectors merge` joins the two"
-        )
+    path = Path(output) if output else pack_path(voice_of)
+    if not output and (lost := lost_by(voice_of, plan)):
+        raise UsageError(f"{lost}; give --output, and `mlx-emotion vectors merge` joins two packs")
     with stop_on_interrupt() as stop:
         extraction = voice_of.run(Extraction, plan, batch_size, restart)
         if extraction.resumed:
@@ -88,10 +85,10 @@ def command(
 
             pack = voice_of.run(lambda _: extraction.run(report, stop.is_set))
         pack.save(path)
-        extraction.forget()
         if not no_calibrate:
             from .calibrate import calibrate_pack
 
             calibrate_pack(voice_of, pack, seed, stop)
             pack.save(path)
+        extraction.forget()
     click.echo(str(path))

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from ..errors import UsageError
-from .options import check_seed, generation_options, load, session_options
+from .options import generation_options, load, seed_of, session_options
 
 MAX_PROMPT = 1 << 20
 
@@ -21,7 +21,7 @@ MAX_PROMPT = 1 << 20
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the text.")
 def command(prompt: str, as_json: bool, **given: Any) -> None:
     """Answer PROMPT, or standard input for -."""
-    options, seed = session_options(given), check_seed(given["seed"])
+    options, seed = session_options(given), seed_of(given)
     if prompt == "-":
         prompt = sys.stdin.read(MAX_PROMPT + 1)
     if not prompt.strip():
@@ -34,6 +34,8 @@ def command(prompt: str, as_json: bool, **given: Any) -> None:
 
     if given["vectors"] is None and given["model"] is None:
         Feeling.of(given["emotion"], known_emotions())  # a typo is told before the model is loaded
+    if given["scale"] is not None and given["emotion"].strip() == "neutral":
+        raise UsageError("--scale says how strong, not what: name an emotion too, as in --emotion fear --scale 2")
     model = load(given)
     chat = model.chat(given["emotion"], **options)
     for event in chat.stream(prompt, seed=seed):

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import click
 
+from .options import print_table
+
 
 @click.group(name="history", invoke_without_command=True)
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
@@ -28,7 +30,6 @@ def command(ctx: click.Context, as_json: bool) -> None:
     if not found:
         click.echo("no conversation yet; `mlx-emotion chat` begins one", err=True)
         return
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -37,7 +38,7 @@ def command(ctx: click.Context, as_json: bool) -> None:
         table.add_column(column, no_wrap=column != "title")
     for c in found:
         table.add_row(c.id[:8], c.updated[:16].replace("T", " "), str(c.exchanges), Text(c.model), Text(c.title))
-    Console().print(table)
+    print_table(table)
 
 
 @command.command(name="export")

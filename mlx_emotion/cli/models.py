@@ -6,6 +6,8 @@ import json
 
 import click
 
+from .options import print_table
+
 
 @click.command(name="models")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
@@ -37,7 +39,6 @@ def command(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(rows, indent=1))
         return
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
@@ -49,4 +50,4 @@ def command(as_json: bool) -> None:
             r["model"] + mark, r["architecture"], f"{r['layers']}x{r['width']}", r["quantization"],
             f"{r['megabytes']} MB", ", ".join(r["packs"]) or "none: mlx-emotion extract",
         )  # fmt: skip
-    Console().print(table)
+    print_table(table)

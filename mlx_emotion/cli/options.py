@@ -8,19 +8,22 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from ..model import Model
 
 MODEL = click.option(
     "--model", "-m", metavar="M", help="A model folder or Hugging Face id. Default: the configured one, else embedded."
 )
 SITE = click.option("--site", type=click.Choice(["attention", "residual"]), help="Where vectors are read and added.")
+ADAPTER = click.option("--adapter", metavar="FOLDER", help="A LoRA adapter to put on the model.")
 TRUST = click.option("--trust-remote-code", is_flag=True, help="Let the model's own Python files run.")
 
 _LOADING = [
     MODEL,
     click.option("--vectors", metavar="PACK", help="A pack file. Default: the one on this machine made for the model."),
     SITE,
-    click.option("--adapter", metavar="FOLDER", help="A LoRA adapter to put on the model."),
+    ADAPTER,
     click.option("--force", is_flag=True, help="Use a pack of another model, where the shapes allow it."),
     TRUST,
 ]
@@ -90,11 +93,22 @@ def session_options(given: dict[str, Any]) -> dict[str, Any]:
     return chosen
 
 
-def check_seed(seed: int | None) -> int | None:
-    """``seed`` if MLX can take it."""
-    if seed is not None and not 0 <= seed < 2**63:
-        raise click.UsageError(f"seed is {seed}, wanted 0 to 2^63 - 1")
-    return seed
+def seed_of(given: dict[str, Any]) -> int | None:
+    """The seed that was asked for, checked before any model is loaded."""
+    from ..options import check_seed
+
+    return None if given["seed"] is None else check_seed(given["seed"])
+
+
+def print_table(table: Table) -> None:
+    """Print a table; a reader that has gone is told to ``main``, where rich would end the program with status 1."""
+    from rich.console import Console
+
+    class Quiet(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError
+
+    Quiet().print(table)
 
 
 def one_line(text: str) -> str:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import click
 
-from .options import MODEL, TRUST, check_seed
+from ..options import check_seed
+from .options import MODEL, TRUST
 from .progress import progress_bar, stop_on_interrupt
 
 

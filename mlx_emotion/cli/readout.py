@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from .options import load, loading_options, one_line
+from .options import load, loading_options, one_line, print_table
 
 MAX_TEXT = 1 << 20
 
@@ -43,7 +43,6 @@ def command(text: str, as_json: bool, **given: Any) -> None:
         total = {"mean": named(found.mean), "last": named(found.last)}
         print(json.dumps({"model": model.id, "tokens": tokens, **total}, ensure_ascii=False))
         return
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -55,4 +54,4 @@ def command(text: str, as_json: bool, **given: Any) -> None:
         table.add_row(Text(one_line(token).replace("\n", "⏎") or "·"), *(f"{v:+.2f}" for v in row))
     for label, row in (("mean", found.mean), ("answer", found.last)):
         table.add_row(Text(label, "bold"), *(Text(f"{v:+.2f}", "bold") for v in row))
-    Console().print(table)
+    print_table(table)

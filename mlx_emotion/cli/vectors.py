@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from .options import one_line, print_table
 from .vectors_travel import commands
 
 
@@ -54,15 +55,15 @@ def list_(as_json: bool) -> None:
     if not rows:
         click.echo("no packs yet; make one with `mlx-emotion extract`", err=True)
         return
-    from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=None, pad_edge=False)
     for column in ("pack", "model", "site", "emotions"):
         table.add_column(column)
     for path, info in rows:
-        table.add_row(path.stem, info.model.id, info.site, ", ".join(info.emotions))
-    Console().print(table)
+        table.add_row(*map(Text, (path.stem, info.model.id, info.site, ", ".join(info.emotions))))
+    print_table(table)
 
 
 @command.command(name="show")
@@ -80,19 +81,23 @@ def show(pack: str, as_json: bool) -> None:
         click.echo(json.dumps(json.loads(info.to_json()), indent=1))
         return
     m = info.model
-    click.echo(f"{found.path}")
-    click.echo(f"model      {m.id} {m.revision}".rstrip() + f" ({m.architecture}, {m.layers} layers of {m.width})")
-    click.echo(f"           fingerprint {m.fingerprint}")
-    click.echo(f"steers     {info.site}, positions {info.positions}; method {info.method}")
-    click.echo(f"queries    {info.queries.get('name', 'unknown')}; made {info.created or 'at an unknown time'}")
-    click.echo(f"{'emotion':12}{'queries':>8}{'scale':>8}{'norm':>9}{'with base':>11}")
+
+    def echo(text: str) -> None:
+        click.echo(one_line(text))
+
+    echo(f"{found.path}")
+    echo(f"model      {m.id} {m.revision}".rstrip() + f" ({m.architecture}, {m.layers} layers of {m.width})")
+    echo(f"           fingerprint {m.fingerprint}")
+    echo(f"steers     {info.site}, positions {info.positions}; method {info.method}")
+    echo(f"queries    {info.queries.get('name', 'unknown')}; made {info.created or 'at an unknown time'}")
+    echo(f"{'emotion':12}{'queries':>8}{'scale':>8}{'norm':>9}{'with base':>11}")
     base = found.base.ravel()
     for name, entry in info.emotions.items():
         v = found[name].ravel()
         cosine = float(v @ base / (np.linalg.norm(v) * np.linalg.norm(base)))
         scale = entry.get("scale")
         shown = "-" if scale is None else f"{scale:.2f}"
-        click.echo(f"{name:12}{entry.get('count', 0):>8}{shown:>8}{np.linalg.norm(v):>9.3f}{cosine:>11.2f}")
+        echo(f"{name:12}{entry.get('count', 0):>8}{shown:>8}{np.linalg.norm(v):>9.3f}{cosine:>11.2f}")
 
 
 @command.command(name="check")

@@ -90,16 +90,27 @@ class Run:
         """Where the vectors of another method are kept."""
         return self.folder / "vectors" / f"{method}.safetensors"
 
-    def begin(self, name: str, identity: Identity, quantization: str, plan: Plan, restart: bool = False) -> None:
+    def begin(
+        self,
+        name: str,
+        identity: Identity,
+        quantization: str,
+        plan: Plan,
+        restart: bool = False,
+        adapter: str | None = None,
+    ) -> None:
         """Make this folder the run of ``plan``, or check that it is. Raises ``EvaluationError`` for another's.
 
-        ``name`` is how the model is loaded again. With ``restart`` the files of an earlier run here are
-        removed first; others stay.
+        ``name`` and ``adapter`` are how the model is loaded again. With ``restart`` the files of an
+        earlier run here are removed first; others stay.
         """
         pack = plan.pack
+        model = {**dataclasses.asdict(identity), "quantization": quantization, "name": name}
+        if adapter is not None:
+            model["adapter"] = str(Path(adapter).resolve())
         record = {
             "format": FORMAT,
-            "model": {**dataclasses.asdict(identity), "quantization": quantization, "name": name},
+            "model": model,
             "pack": {
                 "sha256": pack_hash(pack),
                 "site": pack.info.site,
@@ -263,8 +274,9 @@ def _answer(
     jobs = (
         Job(
             task,
-            template.encode(template.render([{"role": "user", "content": task.text}])),
+            template.encode(template.render([{"role": "user", "content": task.text}], think=s.think != "off")),
             doses(task.condition.scales, task.condition.method),
+            think=s.think,
         )
         for task in tasks
     )
@@ -289,7 +301,8 @@ def _converse(
     del doses  # a session makes its own
     condition = tasks[0].condition
     feeling = Feeling(((condition.emotion, 1.0),)) if condition.scales else Feeling()
-    options = Options(temperature=s.temperature, top_p=s.top_p, max_tokens=min(s.max_tokens, TURN_TOKENS), guard=False)
+    limit = min(s.max_tokens, TURN_TOKENS) if s.think == "off" else s.max_tokens
+    options = Options(temperature=s.temperature, top_p=s.top_p, max_tokens=limit, guard=False, think=s.think)
     session = Session(voice, feeling, options)
     for turn, task in enumerate(tasks):
         if stopped():

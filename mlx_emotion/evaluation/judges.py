@@ -272,11 +272,11 @@ class LocalChat:
 
 
 @functools.lru_cache(maxsize=1)
-def local_model(name: str) -> Any:
+def local_model(name: str, adapter: str | None = None) -> Any:
     """A judge model, kept loaded; on the engine's thread."""
     from ..models import load_model
 
-    return load_model(name)
+    return load_model(name, adapter=adapter)
 
 
 def _local_replies(model: str, prompts: list[str]) -> list[str]:

@@ -16,6 +16,7 @@ from typing import Any
 from .. import queries as query_sets
 from ..emotions import BASE, BASIC, NEUTRAL, Feeling, check_name, instructions
 from ..errors import EvaluationError, QueryError, UsageError
+from ..options import THINK
 from ..vectors import EmotionVectors
 
 PARTS = ("tables", "baselines", "statements", "circumplex", "fading", "probes", "geometry", "readout")
@@ -116,6 +117,7 @@ class Settings:
     top_p: float = 0.9
     batch_size: int = 16
     seed: int = 0
+    think: str = "off"
 
     @classmethod
     def make(
@@ -174,6 +176,8 @@ class Settings:
         ):
             if not fine:
                 raise UsageError(f"{what} is {value}, which is out of range")
+        if self.think not in THINK:
+            raise UsageError(f"unknown think {self.think!r}: known are {', '.join(THINK)}")
 
     @property
     def asked(self) -> list[str]:

@@ -45,12 +45,13 @@ def make_answers(
     restart: bool = False,
     progress: Report = quiet,
     stopped: Stopped = never,
+    adapter: str | None = None,
 ) -> None:
     """Stage ``generate``: everything that needs the model. Does what an earlier, unfinished run left undone.
 
-    ``name`` is how ``model`` was loaded.
+    ``name`` and ``adapter`` are how ``model`` was loaded.
     """
-    run.begin(name, model.identity, model.quantization, plan, restart)
+    run.begin(name, model.identity, model.quantization, plan, restart, adapter)
 
     def work(voice: Voice) -> None:
         packs = other_vectors(voice, plan, run, progress, stopped)

@@ -108,16 +108,17 @@ class Verdicts:
             return ask(rows)
         return self._all(judge.name, judge.label, rows, judge.batch, ask)
 
-    def perplexity(self, model: str, rows: Sequence[Row]) -> list[float | None]:
-        """Perplexity of *query + " " + answer* under ``model``."""
+    def perplexity(self, model: str, rows: Sequence[Row], adapter: str | None = None) -> list[float | None]:
+        """Perplexity of *query + " " + answer* under ``model``, with the LoRA ``adapter`` on it if there is one."""
         from ..engine import shared
 
         def ask(part: Sequence[Row]) -> list[Any]:
             texts = [f"{r['question']} {r['answer']}" for r in part]
-            found = shared().run(lambda: dict(perplexities(local_model(model), texts)))
+            found = shared().run(lambda: dict(perplexities(local_model(model, adapter), texts)))
             return [found[i] for i in range(len(texts))]
 
-        return self._all(f"{model}:perplexity", "perplexity", rows, 64, ask)
+        judge = f"{model}:perplexity" if adapter is None else f"{model} with {adapter}:perplexity"
+        return self._all(judge, "perplexity", rows, 64, ask)
 
     def _all(
         self, name: str, label: str, rows: Sequence[Row], size: int, ask: Callable[[Sequence[Row]], list[Any]]
@@ -155,7 +156,7 @@ def score(run: Run, judging: Judging, progress: Report = quiet, stopped: Stopped
     known = Verdicts(run, progress, stopped)
     labels = list(dict.fromkeys([*BASIC, *asked, NEUTRAL]))
     table = [r for r in rows if r["part"] in TABLES]
-    judges = _judge_rows(rows, table, judging, about["model"]["name"], labels, known)
+    judges = _judge_rows(rows, table, judging, about["model"], labels, known)
     for row in rows:
         row["distinct_2"], looping = repetition(row["answer"])
         row["low_distinct"], row["looping"] = int(row["distinct_2"] < LOW_DISTINCT), int(looping)
@@ -187,7 +188,7 @@ def score(run: Run, judging: Judging, progress: Report = quiet, stopped: Stopped
 
 
 def _judge_rows(
-    rows: list[Row], table: list[Row], judging: Judging, model: str, labels: list[str], known: Verdicts
+    rows: list[Row], table: list[Row], judging: Judging, model: Mapping[str, Any], labels: list[str], known: Verdicts
 ) -> dict[str, str]:
     """Put every verdict into its row; returns who judged what."""
     judges: dict[str, str] = {}
@@ -212,9 +213,10 @@ def _judge_rows(
         wanted = [*table, *(r for r in rows if r["part"] == "fading")]
         ask("classifier", classifier(judging.classifier, "emotions", labels), wanted, "emotions")
     if "perplexity" in judging.metrics:
-        name = model if judging.perplexity == SELF else judging.perplexity
-        judges["perplexity"] = f"{Path(name).name}{', the model itself' if judging.perplexity == SELF else ''}"
-        for row, value in zip(table, known.perplexity(name, table)):
+        itself = judging.perplexity == SELF
+        name = model["name"] if itself else judging.perplexity
+        judges["perplexity"] = f"{Path(name).name}{', the model itself' if itself else ''}"
+        for row, value in zip(table, known.perplexity(name, table, model.get("adapter") if itself else None)):
             row["perplexity"] = value
     if circumplex := [r for r in rows if r["part"] == "circumplex"]:
         ask("circumplex", go_emotions(judging.go_emotions, list(directions)), circumplex, "top")

@@ -6,6 +6,7 @@ import hashlib
 import json
 from pathlib import Path
 
+from ..emotions import BASE
 from ..errors import QueryError
 
 MAX_BYTES = 64 << 20
@@ -35,9 +36,15 @@ def read(path: str | Path, name: str | None = None) -> tuple[dict[str, list[str]
     if not isinstance(data, dict) or not data:
         raise QueryError(f'{path}: wanted one JSON object, {{"emotion": ["question", ...], ...}}')
     for emotion, questions in data.items():
+        if emotion == BASE or not emotion.isprintable() or not emotion.strip():
+            raise QueryError(f"{path}: {emotion!r} cannot be the name of an emotion")
         if not isinstance(questions, list) or not questions:
             raise QueryError(f"{path}: {emotion!r} must be a list of questions that is not empty")
         for n, question in enumerate(questions):
             if not isinstance(question, str) or not question.strip():
                 raise QueryError(f"{path}: question {n} of {emotion!r} is {question!r}, wanted text that is not empty")
+            try:
+                question.encode()
+            except UnicodeEncodeError:
+                raise QueryError(f"{path}: question {n} of {emotion!r} has half a character in it") from None
     return data, {"name": name or path.name, "sha256": hashlib.sha256(raw).hexdigest()}

@@ -15,15 +15,26 @@ from mlx_emotion.models import load_model
 QUERIES = {e: [f"What about {e}?", "And now?"] for e in ("anger", "joy")}
 
 
-@pytest.fixture(scope="module", params=checkpoints.FAMILIES)
-def model(request, paper_model):
-    loaded = mlx_emotion.load(str(paper_model(request.param)))
-    yield loaded
-    loaded.close()
+@pytest.fixture(scope="module")
+def quantised(paper_model, tmp_path_factory):
+    """``quantised(name)``: the folder of the model in 4 bits, as mlx-lm's converter makes it."""
+    made = {}
+
+    def make(name):
+        if name not in made:
+            folder = tmp_path_factory.mktemp("quantised") / name
+            made[name] = checkpoints.convert(paper_model(name), folder, quantize=True, q_bits=4, q_group_size=64)
+        return made[name]
+
+    return make
 
 
-def test_steers(model):
+@pytest.mark.parametrize("form", ["released", "4-bit"])
+@pytest.mark.parametrize("name", checkpoints.FAMILIES)
+def test_steers(name, form, paper_model, quantised):
     """Vectors extracted from it change what it says; without a feeling it says the same as never tapped."""
+    model = mlx_emotion.load(str((paper_model if form == "released" else quantised)(name)))
+    assert (model.quantization == "4-bit") == (form == "4-bit")
     pack = mlx_emotion.extract(model, queries=QUERIES, max_tokens=6)
     model.use(pack)
     assert pack.info.model == model.identity
@@ -35,7 +46,44 @@ def test_steers(model):
     try:
         assert model.generate("Hello.", temperature=0, max_tokens=8, seed=1).text == quiet
     finally:
-        model.run(lambda voice: voice.taps.attach())
+        model.close()
+
+
+@pytest.mark.parametrize("name", checkpoints.FAMILIES)
+def test_quantised_is_the_same_model(name, paper_model, quantised):
+    """Its prompts and token ids are the released model's, and its logits are close."""
+    import mlx.core as mx
+
+    def read(folder):
+        loaded = load_model(str(folder))
+        text = loaded.template.render(MORE)
+        ids = loaded.template.encode(text)
+        logits = np.array(loaded.model(mx.array([ids])).astype(mx.float32))[0]
+        return text, ids, sorted(loaded.tokenizer.eos_token_ids), logits - logits.mean(-1, keepdims=True)
+
+    *told, exact = shared().run(read, paper_model(name))
+    *told_quantised, rounded = shared().run(read, quantised(name))
+    assert told == told_quantised
+    similarity = (exact * rounded).sum() / np.linalg.norm(exact) / np.linalg.norm(rounded)
+    assert similarity > 0.7  # random weights are rounded more roughly than trained ones; unlike models give about 0
+
+
+def test_tokens_that_only_pad_the_vocabulary_are_said_as_nothing(quantised):
+    loaded = shared().run(load_model, str(quantised("baichuan2-7b")))
+    detokenizer = loaded.tokenizer.detokenizer
+    assert len(loaded.tokenizer) < loaded.config["vocab_size"]
+    word = loaded.template.encode("the cat")
+    for token in (*word, loaded.config["vocab_size"] - 1, *word):
+        detokenizer.add_token(token)
+    detokenizer.finalize()
+    assert detokenizer.text == "the catthe cat"
+
+
+def test_convert_keeps_what_is_there(paper_model, tmp_path):
+    from mlx_emotion.architectures import convert
+
+    with pytest.raises(ModelError, match="is there already"):
+        convert(paper_model("baichuan2-7b"), tmp_path)
 
 
 PROMPTS = {

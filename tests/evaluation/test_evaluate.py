@@ -12,14 +12,18 @@ import sys
 import time
 from pathlib import Path
 
+import checkpoints
 import pytest
 
 import mlx_emotion
 from mlx_emotion.cli import main
+from mlx_emotion.engine import shared
 from mlx_emotion.errors import EvaluationError, Interrupted, QueryError, UsageError
 from mlx_emotion.evaluation import run as stages
+from mlx_emotion.evaluation.perplexity import perplexities
 from mlx_emotion.evaluation.plan import EQ_PLUS, Plan, Settings, read_queries
 from mlx_emotion.evaluation.run import Judging, Run, make_answers, make_report, plan_for, score
+from mlx_emotion.models import load_model
 from mlx_emotion.vectors import EmotionVectors
 
 pytest.importorskip("matplotlib")
@@ -336,6 +340,26 @@ def test_the_papers_row_stands_beside_a_model_of_theirs(done, tmp_path):
 def test_the_command_says_what_is_wrong(arguments, says, tmp_path, capsys):
     assert main(["evaluate", "-o", str(tmp_path / "out"), *arguments]) in (1, 2)
     assert says in capsys.readouterr().err
+
+
+def test_with_an_adapter_the_model_itself_judges_with_it_too(tiny_model_path, pack_path, queries_path, tmp_path):
+    adapter, folder = checkpoints.write_adapter(tiny_model_path, tmp_path / "adapter"), tmp_path / "run"
+    command = ["evaluate", "--model", str(tiny_model_path), "--output", str(folder), "--metrics", "perplexity"]
+    small = ["--adapter", str(adapter), "--vectors", str(pack_path), "--force", "--queries", str(queries_path)]
+    few = ["--parts", "tables", "--emotions", "fear", "--intensities", "0,1", "--max-tokens", "5"]
+    assert main([*command, *small, *few, "--stage", "generate"]) == 0
+    assert main([*command, "--stage", "score"]) == 0
+    run = Run(folder)
+    with open(run.table, newline="") as file:
+        found = [float(r["perplexity"]) for r in csv.DictReader(file)]
+    texts = [f"{a['question']} {a['answer']}" for a in run.read_answers()]
+
+    def work(adapter):
+        return dict(perplexities(load_model(str(tiny_model_path), adapter=adapter), texts))
+
+    tuned, plain = (shared().run(work, a) for a in (str(adapter), None))
+    assert found == pytest.approx([tuned[i] for i in range(len(texts))], rel=1e-3)
+    assert all(abs(tuned[i] / plain[i] - 1) > 1e-2 for i in range(len(texts)))
 
 
 def test_a_model_without_a_pack(tiny_model_path, tmp_path, capsys):

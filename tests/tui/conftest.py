@@ -10,6 +10,12 @@ from mlx_emotion.tui.settings import Settings
 from .fakes import Fake
 
 
+@pytest.fixture(autouse=True)
+def collected(monkeypatch) -> None:
+    """What one test leaves is collected: the app keeps the collector off what it takes to stay."""
+    monkeypatch.setattr("gc.freeze", lambda: None)
+
+
 @pytest.fixture
 def fake() -> Fake:
     return Fake()

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 
-from mlx_emotion import CATALOGUE, Done, Feeling, FeelingChanged, GuardTripped, MLXEmotionError, Reading, Token
+from mlx_emotion import CATALOGUE, Done, Feeling, FeelingChanged, GuardTripped, MLXEmotionError, Reading, Thought, Token
 from mlx_emotion.compare import Answer
 from mlx_emotion.options import Options
 
@@ -16,9 +16,13 @@ NAMES = ["anger", "calm", "fear", "joy", "sadness"]
 
 @dataclass
 class Fake:
-    """The script: ``says`` word by word; ``go`` lets the next words out; ``breaks_after`` words it fails."""
+    """The script: ``thinks`` and then ``says`` word by word; ``go`` lets the next words out.
+
+    ``breaks_after`` words it fails.
+    """
 
     says: str = "one two three four five six"
+    thinks: str = ""
     emotions: list[str] = field(default_factory=lambda: list(NAMES))
     breaks_after: int | None = None
     trips_after: int | None = None
@@ -55,6 +59,7 @@ class FakeChat:
     def __init__(self, model: Fake, feeling: Feeling, options: Options) -> None:
         self.model, self.feeling, self.options = model, feeling, options
         self.turns: list[list[str]] = []
+        self.felt: list[tuple] = []
         self.seeds: list[int | None] = []
         self._stop = threading.Event()
 
@@ -72,6 +77,7 @@ class FakeChat:
 
     def add(self, user, reply, felt=()):
         self.turns.append([user, reply])
+        self.felt.append(felt)
 
     def drop(self):
         self.turns.pop()
@@ -94,7 +100,10 @@ class FakeChat:
         self.seeds.append(seed)
         self._stop.clear()
         felt, timeline, said, reason, tripped = self.feeling, [(0, str(self.feeling))], "", "stop", False
-        for index, word in enumerate(self.model.says.split(" ")):
+        thoughts = self.model.thinks.split()
+        for index, word in enumerate(thoughts):
+            yield Thought(word if index == 0 else f" {word}", index)
+        for index, word in enumerate(self.model.says.split(" "), len(thoughts)):
             if index == self.model.breaks_after:
                 self.turns[-1][1] = said.strip()
                 raise MLXEmotionError("the engine broke")
@@ -112,19 +121,21 @@ class FakeChat:
             if index == self.model.trips_after:
                 tripped = True
                 yield GuardTripped(index, 0.5)
-            piece = word if index == 0 else f" {word}"
+            piece = f" {word}" if said else word
             said += piece
             yield Token(piece, index)
             if self.options.readout:
                 own = tuple((n, 0.1 * k) for k, n in enumerate(self.model.emotions))
                 yield Reading(index, own, own)
         self.turns[-1][1] = said.strip()
-        yield self._done(said.strip(), reason, felt, len(said.split()), timeline, tripped)
+        count = len(thoughts) + len(said.split())
+        yield self._done(said.strip(), reason, felt, count, timeline, tripped, self.model.thinks)
 
-    def _done(self, text, reason, feeling, tokens, timeline, tripped):
+    def _done(self, text, reason, feeling, tokens, timeline, tripped, thinking=""):
         return Done(
             text=text, finish_reason=reason, feeling=str(feeling), scale=(), seed=1, guard=tripped, prompt_tokens=3,
             prefilled=3, tokens=tokens, tokens_per_second=100.0, time_to_first_token=0.01, timeline=tuple(timeline),
+            thinking=thinking,
         )  # fmt: skip
 
 
@@ -151,7 +162,23 @@ async def say(pilot, text: str) -> None:
 async def answered(pilot, count: int) -> None:
     """Wait until ``count`` messages have their replies."""
     app = pilot.app
-    await until(pilot, lambda: app.speaking is None and len(app.transcript.exchanges) == count)
+
+    def over() -> bool:
+        replies = [e.reply for e in app.transcript.exchanges]
+        return app.talk.speaking is None and len(replies) == count and replies[-1].state != "writing"
+
+    await until(pilot, over)
+
+
+async def replied(pilot, number: int, count: int) -> None:
+    """Wait until ``count`` replies have been made to message ``number``."""
+    app = pilot.app
+
+    def over() -> bool:
+        exchange = app.transcript.exchanges[number]
+        return app.talk.speaking is None and len(exchange.replies) == count and exchange.reply.state != "writing"
+
+    await until(pilot, over)
 
 
 def text_of(app) -> str:
@@ -159,3 +186,9 @@ def text_of(app) -> str:
     width, height = app.size
     lines = app.screen._compositor.render_strips()
     return "\n".join("".join(s.text for s in line)[:width].rstrip() for line in lines[:height])
+
+
+def styles_of(app) -> set:
+    """The styles that the screen is painted with."""
+    update = app.screen._compositor.render_update(full=True)
+    return {s.style for s in app.console.render(update) if s.style and not s.control}

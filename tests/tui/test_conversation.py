@@ -7,7 +7,7 @@ import pytest
 from mlx_emotion import MLXEmotionError, Store
 from mlx_emotion.tui.transcript import ReplyMessage
 
-from .fakes import Fake, answered, ready, say, text_of, until
+from .fakes import Fake, answered, ready, replied, say, text_of, until
 
 pytestmark = pytest.mark.anyio
 
@@ -36,7 +36,7 @@ async def test_the_message_is_on_disk_before_the_model_speaks(make_app, fake):
     async with app.run_test() as pilot:
         await ready(pilot)
         await say(pilot, "are you there?")
-        await until(pilot, lambda: app.speaking is not None)
+        await until(pilot, lambda: app.talk.speaking is not None)
         other = Store()
         (exchange,) = other.exchanges(other.find().id)
         assert exchange.user == "are you there?"
@@ -78,7 +78,7 @@ async def test_escape_stops_and_keeps_what_came(make_app, fake):
         await ready(pilot)
         fake.go.clear()
         await say(pilot, "go on")
-        await until(pilot, lambda: app.speaking is not None)
+        await until(pilot, lambda: app.talk.speaking is not None)
         await pilot.press("escape")
         await answered(pilot, 1)
         assert app.transcript.exchanges[0].reply.state == "cancelled"
@@ -95,21 +95,21 @@ async def test_again_with_another_feeling_keeps_both_replies(make_app, fake):
         await ready(pilot)
         await say(pilot, "hi")
         await answered(pilot, 1)
-        app.feel(fake.feeling("joy:0.5"))
+        app.feelings.set(fake.feeling("joy:0.5"))
         fake.says = "another reply"
         await pilot.press("ctrl+r")
-        await until(pilot, lambda: app.speaking is None and len(app.transcript.exchanges[0].replies) == 2)
+        await replied(pilot, 0, 2)
         exchange = app.transcript.exchanges[0]
         assert [r.feeling for r in exchange.replies] == ["fear", "joy:0.5"]
         assert exchange.reply.text == "another reply"
         await pilot.pause()
         assert "2 replies made" in text_of(app)
-        await app.action_variant()
+        await app.talk.variant()
         assert app.transcript.exchanges[0].reply.text == "one two three four five six"
-        await app.action_again(True)  # as the chosen one was felt
-        await until(pilot, lambda: app.speaking is None and len(app.transcript.exchanges[0].replies) == 3)
+        await app.talk.again(True)  # as the chosen one was felt
+        await replied(pilot, 0, 3)
         assert app.transcript.exchanges[0].reply.feeling == "fear"
-        assert str(app.feeling) == "fear"
+        assert str(app.feelings.current) == "fear"
 
 
 async def test_editing_replaces_the_last_message(make_app, fake):
@@ -130,7 +130,7 @@ async def test_editing_replaces_the_last_message(make_app, fake):
         await answered(pilot, 2)
         assert [e.user for e in app.transcript.exchanges] == ["one", "two"]
         assert [u for u, _ in fake.chats[0].turns] == ["one", "two"]
-        stored = app.store.exchanges(app.conversation)
+        stored = app.talk.store.exchanges(app.talk.conversation)
         assert [e.user for e in stored] == ["one", "two"]
 
 
@@ -166,13 +166,13 @@ async def test_a_full_disk_loses_no_message(make_app, fake):
     app = make_app(store=FullDisk)
     async with app.run_test(size=(100, 30)) as pilot:
         await ready(pilot)
-        app.store.full = True
+        app.talk.store.full = True
         await say(pilot, "precious")
         await until(pilot, lambda: app.box.text == "precious")
         assert fake.chats[0].turns == []
         await pilot.pause()
         assert "the disk is full" in text_of(app)
-        app.store.full = False
+        app.talk.store.full = False
         await pilot.press("enter")
         await answered(pilot, 1)
         assert app.transcript.exchanges[0].reply.text == fake.says
@@ -184,15 +184,15 @@ async def test_a_disk_that_fills_during_a_reply(make_app, fake):
         await ready(pilot)
         fake.go.clear()
         await say(pilot, "hi")
-        await until(pilot, lambda: app.speaking is not None)
-        app.store.full = True
+        await until(pilot, lambda: app.talk.speaking is not None)
+        app.talk.store.full = True
         fake.go.set()
         await answered(pilot, 1)
         assert app.transcript.exchanges[0].reply.text == fake.says
-        app.store.full = False
+        app.talk.store.full = False
         await say(pilot, "next")
         await answered(pilot, 2)
-        assert [e.reply.text for e in app.store.exchanges(app.conversation)] == [fake.says] * 2
+        assert [e.reply.text for e in app.talk.store.exchanges(app.talk.conversation)] == [fake.says] * 2
 
 
 async def test_two_windows_on_one_conversation(make_app):
@@ -201,7 +201,7 @@ async def test_two_windows_on_one_conversation(make_app):
         await ready(pilot)
         await say(pilot, "one")
         await answered(pilot, 1)
-        first = app.conversation
+        first = app.talk.conversation
         other = Store()
         other.exchanges(first)
         from mlx_emotion import Exchange
@@ -209,9 +209,9 @@ async def test_two_windows_on_one_conversation(make_app):
         other.add(first, Exchange("from elsewhere"))
         await say(pilot, "two")
         await answered(pilot, 2)
-        assert app.conversation != first
+        assert app.talk.conversation != first
         assert [e.user for e in other.exchanges(first)] == ["one", "from elsewhere"]
-        assert [e.user for e in other.exchanges(app.conversation)] == ["one", "two"]
+        assert [e.user for e in other.exchanges(app.talk.conversation)] == ["one", "two"]
         other.close()
 
 
@@ -222,8 +222,9 @@ async def test_a_corrupt_database_is_told_and_kept(make_app, home):
     app = make_app()
     async with app.run_test(size=(140, 30)) as pilot:
         await ready(pilot)
-        assert app.store.aside.exists()
-        assert app.store.aside.read_bytes() == b"no database" * 1000
+        assert ["could not be read" in n.message for n in app._notifications] == [True]
+        assert app.talk.store.aside.exists()
+        assert app.talk.store.aside.read_bytes() == b"no database" * 1000
         await say(pilot, "hi")
         await answered(pilot, 1)
 
@@ -243,6 +244,21 @@ async def test_pasted_control_characters_are_harmless(make_app):
         await pilot.press("enter")
         await answered(pilot, 1)
         assert len(app.transcript.exchanges[0].user) == 100_000
+
+
+@pytest.mark.parametrize("every", [1, 2, 5, 1000])
+def test_a_bracketed_paste_with_escapes_stays_one_paste(every):
+    """However it is cut by reads; and keys before and after it stay keys."""
+    from textual.events import Key, Paste
+
+    from mlx_emotion.tui.pasting import Parser
+
+    parser, found = Parser(), []
+    data = "k\x1b[200~a\x1b[31mred\x07\rb\x1b[2J\x11\x1b[20\x1b[201~z\x1b[A\x1b[200~\x1b\x1b[201~"
+    for at in range(0, len(data), every):
+        found += parser.feed(data[at : at + every])
+    told = [e.text if isinstance(e, Paste) else e.key for e in found if isinstance(e, Paste | Key)]
+    assert told == ["k", "a[31mred\rb[2J[20", "z", "up", ""]
 
 
 async def test_find_reveals_a_message_that_is_not_mounted(make_app):

@@ -18,7 +18,7 @@ async def test_tab_reaches_the_emotions_and_keeps_the_draft(make_app):
         await pilot.press(*"half a", "tab")
         await until(pilot, lambda: isinstance(app.focused, Bars))
         await pilot.press("down", "down", "right", "right")
-        assert str(app.feeling) == "fear:0.1"
+        assert str(app.feelings.current) == "fear:0.1"
         await pilot.press("tab")
         await until(pilot, lambda: app.focused is app.box)
         assert app.box.text == "half a"
@@ -30,32 +30,33 @@ async def test_bars_by_keys(make_app, fake):
         await ready(pilot)
         app.panel.bars.focus()
         await pilot.press("space")
-        assert str(app.feeling) == "anger"
+        assert str(app.feelings.current) == "anger"
         await pilot.press("shift+right", "shift+right", "shift+right")
-        assert app.feeling.weights == (("anger", 1.5),)
+        assert app.feelings.current.weights == (("anger", 1.5),)
         await pilot.press("5")
-        assert str(app.feeling) == "anger:0.5"
+        assert str(app.feelings.current) == "anger:0.5"
         await pilot.press("down", "3")
-        assert str(app.feeling) == "anger:0.5,calm:0.3"
+        assert str(app.feelings.current) == "anger:0.5,calm:0.3"
         await pilot.press("0", "up", "left")
-        assert str(app.feeling) == "anger:0.45"
+        assert str(app.feelings.current) == "anger:0.45"
         await pilot.press("b")
-        assert str(app.feeling) == "base"
+        assert str(app.feelings.current) == "base"
         await pilot.press("n")
-        assert app.feeling.neutral
-        assert fake.chats[0].feeling == app.feeling
+        assert app.feelings.current.neutral
+        assert fake.chats[0].feeling == app.feelings.current
 
 
 async def test_bars_by_mouse(make_app):
     app = make_app()
     async with app.run_test(size=(120, 40)) as pilot:
         await ready(pilot)
+        await until(pilot, lambda: app.panel.bars.size.height > 5)
         start, width = app.panel.bars._geometry()
         left = app.panel.bars.content_region.x - app.panel.bars.region.x
         await pilot.mouse_down(app.panel.bars, offset=(left + start + width // 3, 2))
         await pilot.hover(app.panel.bars, offset=(left + start + width * 2 // 3, 2))
         await pilot.mouse_up(app.panel.bars, offset=(left + start + width * 2 // 3, 2))
-        ((name, value),) = app.feeling.weights
+        ((name, value),) = app.feelings.current.weights
         assert name == "fear"
         assert value == pytest.approx(1.0, abs=0.1)
 
@@ -68,11 +69,11 @@ async def test_the_pad_mixes_neighbours(make_app):
         await pilot.press("p")
         assert isinstance(app.focused, Pad)
         await pilot.press("right", "right", "right", "right", "right")
-        assert {n for n, _ in app.feeling.weights} == {"joy", "calm"}
-        assert app.feeling.point == pytest.approx((0.5, 0.0), abs=0.01)
-        assert app.panel.bars.weights == dict(app.feeling.weights)
+        assert {n for n, _ in app.feelings.current.weights} == {"joy", "calm"}
+        assert app.feelings.current.point == pytest.approx((0.5, 0.0), abs=0.01)
+        assert app.panel.bars.weights == dict(app.feelings.current.weights)
         await pilot.press("0")
-        assert app.feeling.neutral
+        assert app.feelings.current.neutral
 
 
 async def test_the_pad_by_mouse_and_its_point_follows_the_bars(make_app):
@@ -80,17 +81,18 @@ async def test_the_pad_by_mouse_and_its_point_follows_the_bars(make_app):
     async with app.run_test(size=(120, 40)) as pilot:
         await ready(pilot)
         pad = app.panel.pad
+        await until(pilot, lambda: pad.size.height > 5 and pad.region.bottom <= 40)
         left = pad.content_region.x - pad.region.x
         column, row = pad._cell(-0.5, 0.5)
         await pilot.mouse_down(pad, offset=(left + column, row))
         await pilot.mouse_up(pad, offset=(left + column, row))
-        valence, arousal = app.feeling.point
+        valence, arousal = app.feelings.current.point
         assert valence == pytest.approx(-0.5, abs=0.1)
         assert arousal == pytest.approx(0.5, abs=0.15)
         app.panel.bars.focus()
         await pilot.press("n", "down", "down", "down", "space")
-        assert str(app.feeling) == "joy"
-        assert pad.point == pytest.approx(app.feeling.point)
+        assert str(app.feelings.current) == "joy"
+        assert pad.point == pytest.approx(app.feelings.current.point)
 
 
 async def test_three_changes_in_the_middle_of_a_reply(make_app, fake):
@@ -100,7 +102,7 @@ async def test_three_changes_in_the_middle_of_a_reply(make_app, fake):
         await ready(pilot)
         fake.go.clear()
         await say(pilot, "hi")
-        await until(pilot, lambda: app.speaking is not None)
+        await until(pilot, lambda: app.talk.speaking is not None)
         app.panel.bars.focus()
         for number, keys in enumerate((["space"], ["n"], ["down", "5"]), start=1):
             await pilot.press(*keys)
@@ -110,7 +112,7 @@ async def test_three_changes_in_the_middle_of_a_reply(make_app, fake):
         await answered(pilot, 1)
         reply = app.transcript.exchanges[0].reply
         assert [f for _, f in reply.timeline] == ["neutral", "anger", "neutral", "calm:0.5"]
-        assert app.store.exchanges(app.conversation)[0].reply.timeline == reply.timeline
+        assert app.talk.store.exchanges(app.talk.conversation)[0].reply.timeline == reply.timeline
         await pilot.pause()
         assert "→" in text_of(app)
 
@@ -167,4 +169,4 @@ async def test_an_unknown_first_feeling_is_told(make_app):
     async with app.run_test(size=(120, 40)) as pilot:
         await ready(pilot)
         await pilot.pause()
-        assert app.feeling.neutral
+        assert app.feelings.current.neutral

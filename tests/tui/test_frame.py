@@ -13,7 +13,7 @@ from mlx_emotion.library import Available
 from mlx_emotion.tui.app import EmotionApp
 from mlx_emotion.tui.settings import KEYS, Settings
 
-from .fakes import Fake, answered, ready, say, text_of, until
+from .fakes import Fake, answered, ready, replied, say, styles_of, text_of, until
 
 pytestmark = pytest.mark.anyio
 
@@ -119,7 +119,7 @@ async def test_keys_can_be_changed(make_app):
         await answered(pilot, 1)
         assert app.transcript.exchanges[0].user == "a\nb"
         await pilot.press("ctrl+x")
-        await until(pilot, lambda: app.speaking is None and len(app.transcript.exchanges[0].replies) == 2)
+        await replied(pilot, 0, 2)
 
 
 async def test_light_and_dark(make_app):
@@ -157,7 +157,7 @@ async def test_a_model_that_cannot_be_loaded_and_then_one_that_can(fake, monkeyp
     monkeypatch.setattr(mlx_emotion, "available", lambda: [Available("other", "/x", 5_000_000, "4-bit", ("p",))])
     app = EmotionApp("gone", load=load, settings=Settings(animation=False))
     async with app.run_test(size=(140, 30)) as pilot:
-        await until(pilot, lambda: app._loading_since is None)
+        await until(pilot, lambda: app.loader.since is None)
         await pilot.pause()
         assert "no model folder 'gone'" in text_of(app)
         await pilot.press("x", "enter")
@@ -187,12 +187,78 @@ async def test_loading_can_be_cancelled(fake, monkeypatch):
         await pilot.press("ctrl+l")
         await until(pilot, lambda: "no pack yet" in text_of(app))
         await pilot.press("enter")
-        await until(pilot, lambda: app._loading_since is not None)
+        await until(pilot, lambda: app.loader.since is not None)
         await pilot.press("x")
-        assert app._loading_since is None
+        assert app.loader.since is None
+        await pilot.press("escape")
+        await say(pilot, "still you?")
+        await answered(pilot, 1)
+        assert app.transcript.exchanges[0].reply.model == "fake"
+        assert app.loader.behind
         gate.set()
         await until(pilot, lambda: slow.closed)
+        assert not app.loader.behind
         assert app.model is fake
+
+
+async def test_a_load_that_hangs_does_not_hold_the_exit():
+    gate = threading.Event()
+    app = EmotionApp(load=lambda name: gate.wait(60), settings=Settings(animation=False))
+    async with app.run_test() as pilot:
+        await until(pilot, lambda: any(t.name == "load" for t in threading.enumerate()))
+        await pilot.press("ctrl+q")
+        await until(pilot, lambda: app._exit)
+    loads = [t for t in threading.enumerate() if t.name == "load"]
+    assert all(t.daemon for t in loads)  # the interpreter does not wait for it
+    gate.set()
+    for thread in loads:
+        thread.join(10)
+
+
+async def test_a_model_that_disappears_leaves_the_one_in_use(fake, monkeypatch):
+    def load(name):
+        if name == "gone":
+            raise MLXEmotionError("no model folder 'gone'")
+        return fake
+
+    monkeypatch.setattr(mlx_emotion, "available", lambda: [Available("gone", "/x", 5_000_000, "4-bit")])
+    app = EmotionApp(load=load, settings=Settings(animation=False))
+    async with app.run_test(size=(140, 40)) as pilot:
+        await ready(pilot)
+        await pilot.press("ctrl+l")
+        await until(pilot, lambda: "no pack yet" in text_of(app))
+        await pilot.press("enter")
+        await until(pilot, lambda: app.loader.since is None)
+        await pilot.press("escape")
+        await until(pilot, lambda: "no model folder 'gone'" in text_of(app))
+        await say(pilot, "still you?")
+        await answered(pilot, 1)
+
+
+async def test_no_color_leaves_no_hue(make_app, monkeypatch):
+    monkeypatch.setenv("NO_COLOR", "1")
+    app = make_app(feeling="joy")
+    async with app.run_test(size=(100, 30)) as pilot:
+        await ready(pilot)
+        await say(pilot, "hello")
+        await answered(pilot, 1)
+        await pilot.pause()
+        for style in styles_of(app):
+            for colour in (style.color, style.bgcolor):
+                if colour is not None and not colour.is_default:
+                    red, green, blue = colour.get_truecolor()
+                    assert red == green == blue
+
+
+@pytest.mark.parametrize(
+    ("setting", "variable", "level"), [(True, "full", "full"), (True, "none", "none"), (False, "full", "none")]
+)
+async def test_nothing_moves_where_that_is_wanted(fake, monkeypatch, setting, variable, level):
+    monkeypatch.setattr("textual.constants.TEXTUAL_ANIMATIONS", variable)
+    app = EmotionApp(load=lambda name: fake, settings=Settings(animation=setting))
+    async with app.run_test() as pilot:
+        await ready(pilot)
+        assert app.animation_level == level
 
 
 async def test_extracting_a_pack_shows_progress_and_can_be_stopped(make_app, monkeypatch):
@@ -227,24 +293,24 @@ async def test_conversations_are_listed_renamed_deleted_and_brought_back(make_ap
     async with app.run_test(size=(120, 40)) as pilot:
         await ready(pilot)
         for text in ("first talk", "second talk"):
-            await app.action_new()
+            await app.talk.new()
             await say(pilot, text)
             await answered(pilot, 1)
         await pilot.press("ctrl+o")
         await until(pilot, lambda: "first talk" in text_of(app))
         await pilot.press("r")
         await pilot.press(*"!", "enter")
-        await until(pilot, lambda: app.store.conversations()[0].title.endswith("!"))
+        await until(pilot, lambda: app.talk.store.conversations()[0].title.endswith("!"))
         await pilot.press("d")
-        await until(pilot, lambda: len(app.store.conversations()) == 1)
+        await until(pilot, lambda: len(app.talk.store.conversations()) == 1)
         await pilot.press("u")
-        await until(pilot, lambda: len(app.store.conversations()) == 2)
+        await until(pilot, lambda: len(app.talk.store.conversations()) == 2)
         await pilot.press("j", "m")
         await until(pilot, lambda: len(list(tmp_path.glob("*talk*.md"))) == 1)
         (exported,) = tmp_path.glob("*talk*.json")
         assert json.loads(exported.read_text())["exchanges"][0]["user"] == "second talk"
         await pilot.press("i", *str(exported), "enter")
-        await until(pilot, lambda: len(app.store.conversations()) == 3)
+        await until(pilot, lambda: len(app.talk.store.conversations()) == 3)
         await pilot.press("i", *"/missing.json", "enter")
         await until(pilot, lambda: "No such file" in text_of(app))
         await pilot.press("escape", "end", "enter")
@@ -268,8 +334,8 @@ async def test_compare_and_go_on_with_one(make_app, fake):
         await pilot.press("5")
         await until(pilot, lambda: len(app.screen_stack) == 1 and len(app.transcript.exchanges) == 2)
         assert app.transcript.exchanges[1].reply.text == "who with joy"
-        assert str(app.feeling) == "joy"
-        stored = Store().exchanges(app.conversation)[1]
+        assert str(app.feelings.current) == "joy"
+        stored = Store().exchanges(app.talk.conversation)[1]
         assert len(stored.replies) == 6
         assert stored.reply.text == "who with joy"
         await say(pilot, "next")
@@ -289,7 +355,7 @@ async def test_leaving_a_comparison_gives_the_message_back(make_app):
         await until(pilot, lambda: not getattr(app.screen, "running", True))
         await pilot.press("escape")
         await until(pilot, lambda: app.box.text == "who")
-        assert app.store.exchanges(app.conversation) == []
+        assert app.talk.store.exchanges(app.talk.conversation) == []
         await pilot.press("enter")
         await answered(pilot, 1)
 

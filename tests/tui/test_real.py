@@ -21,7 +21,7 @@ from mlx_emotion.tui.app import EmotionApp
 from mlx_emotion.tui.settings import Settings
 from mlx_emotion.vectors import PackInfo
 
-from .fakes import answered, ready, say, until
+from .fakes import answered, ready, replied, say, until
 
 
 @pytest.fixture
@@ -48,6 +48,7 @@ async def test_a_real_conversation(speaker):
         for number, keys in enumerate((["space"], ["n", "down", "down", "space"], ["n", "b"]), start=1):
             app.box.focus()
             await say(pilot, "I heard a noise upstairs.")
+            await until(pilot, lambda n=number: len(app.transcript.exchanges) == n and app.transcript.latest.pieces)
             app.panel.bars.focus()
             await pilot.press(*keys)
             await answered(pilot, number)
@@ -60,7 +61,7 @@ async def test_a_real_conversation(speaker):
         await answered(pilot, 4)
         assert app.transcript.exchanges[3].reply.state in ("cancelled", "stop")
         await pilot.press("ctrl+r")
-        await until(pilot, lambda: app.speaking is None and len(app.transcript.exchanges[3].replies) == 2)
+        await replied(pilot, 3, 2)
         await pilot.press(*"And you?")
         await pilot.press("ctrl+t")
         await until(pilot, lambda: len(app.screen_stack) == 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import re
 import threading
@@ -12,15 +13,19 @@ TOKEN = "hf_standin"
 
 
 class StandInHub:
-    """``files`` maps repository -> name -> bytes.
+    """``files`` maps repository -> name -> bytes; ``objects`` what was uploaded, sha256 -> bytes.
 
     ``fault``: a status for every answer; ``half`` breaks off whole downloads in the middle; ``short``
-    says that half of each file is all of it. Writing needs ``TOKEN``.
+    says that half of each file is all of it. ``faults`` are (part of a path, status) of single answers;
+    ``gone`` for a status breaks the connection off. Writing needs ``TOKEN``. As with the hub, text comes
+    with the commit and everything else before it, as an LFS object.
     """
 
     def __init__(self) -> None:
         self.files: dict[str, dict[str, bytes]] = {}
+        self.objects: dict[str, bytes] = {}
         self.fault: int | str | None = None
+        self.faults: list[tuple[str, int | str]] = []
         self.requests: list[str] = []
         hub = self
 
@@ -64,11 +69,30 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.requests.append(f"{self.command} {path}")
         return path, body
 
+    def refuse(self, path: str) -> bool:
+        """Answer with the fault that is set for ``path``, if one is."""
+        faults = [status for part, status in self.hub.faults if part in path]
+        fault = self.hub.fault if isinstance(self.hub.fault, int) else next(iter(faults), None)
+        if fault == "gone":
+            self.close_connection = True
+        elif fault is not None:
+            code = {"X_Error_Code": "EntryNotFound"} if "/resolve/" in path and fault == 404 else {}
+            self.answer(int(fault), {"error": "a fault"}, **code)
+        return fault is not None
+
+    def do_PUT(self) -> None:
+        path, body = self.begin()
+        if self.refuse(path):
+            return None
+        oid = path.removeprefix("/lfs/")
+        self.hub.objects[oid] = body
+        return self.answer(200 if hashlib.sha256(body).hexdigest() == oid else 400)
+
     def do_POST(self) -> None:
         path, body = self.begin()
         files = self.hub.files
-        if isinstance(self.hub.fault, int):
-            return self.answer(self.hub.fault, {"error": "a fault"})
+        if self.refuse(path):
+            return None
         if self.headers.get("Authorization") != f"Bearer {TOKEN}":
             return self.answer(
                 401, {"error": "no token"}, X_Error_Message="Invalid credentials in Authorization header"
@@ -82,22 +106,42 @@ class _Handler(BaseHTTPRequestHandler):
             return self.answer(200, {"errors": [], "warnings": []})
         if match := re.fullmatch(r"/api/models/(.+)/preupload/main", path):
             modes = [
-                {"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in json.loads(body)["files"]
+                {"path": f["path"], "uploadMode": "regular" if f["path"].endswith(".md") else "lfs"}
+                for f in json.loads(body)["files"]
             ]
-            return self.answer(200, {"files": modes})
+            return self.answer(200, {"files": [{**m, "shouldIgnore": False} for m in modes]})
+        if re.fullmatch(r"/(.+)\.git/info/lfs/objects/batch", path):
+            return self.answer(200, {"objects": [self.action(o) for o in json.loads(body)["objects"]]})
+        if path == "/lfs-verify":
+            asked = json.loads(body)
+            there = self.hub.objects.get(asked["oid"])
+            return self.answer(200 if there is not None and len(there) == asked["size"] else 400)
         if match := re.fullmatch(r"/api/models/(.+)/commit/main", path):
             for line in map(json.loads, body.splitlines()):
+                value = line["value"]
                 if line["key"] == "file":
-                    files[match[1]][line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+                    files[match[1]][value["path"]] = base64.b64decode(value["content"])
+                elif line["key"] == "lfsFile":
+                    files[match[1]][value["path"]] = self.hub.objects[value["oid"]]
             url = f"{self.hub.url}/{match[1]}/commit/0"
             return self.answer(200, {"commitUrl": url, "commitOid": "0" * 40, "success": True})
         return self.answer(404)
 
+    def action(self, wanted: dict[str, object]) -> dict[str, object]:
+        """What the batch endpoint says of an object: where to put it, nothing if it is there, or an error."""
+        told = {k: wanted[k] for k in ("oid", "size")}
+        if self.hub.fault == "full":
+            return {**told, "error": {"code": 403, "message": "You have used up your storage"}}
+        if wanted["oid"] in self.hub.objects:
+            return told
+        upload, verify = f"{self.hub.url}/lfs/{wanted['oid']}", f"{self.hub.url}/lfs-verify"
+        return {**told, "actions": {"upload": {"href": upload}, "verify": {"href": verify}}}
+
     def do_GET(self) -> None:
         path, _ = self.begin()
         files = self.hub.files
-        if isinstance(self.hub.fault, int):
-            return self.answer(self.hub.fault, {"error": "a fault"})
+        if self.refuse(path):
+            return None
         if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)", path):
             if match[1] not in files:
                 return self.answer(404, {"error": "no such repository"}, X_Error_Code="RepoNotFound")

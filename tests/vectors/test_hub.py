@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import os
 import subprocess
 import sys
@@ -29,13 +30,15 @@ def stand_in(server, monkeypatch):
     """The stand-in, empty and without a fault, in the hub's place."""
     from huggingface_hub import constants
 
-    server.files, server.fault, server.requests = {}, None, []
+    server.files, server.objects, server.fault, server.faults, server.requests = {}, {}, None, [], []
     # huggingface_hub reads HF_ENDPOINT and the like once, at its import.
     monkeypatch.setattr(constants, "ENDPOINT", server.url)
     monkeypatch.setattr(
         constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}"
     )
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # a protocol that the stand-in has not
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     return server
 
@@ -56,6 +59,57 @@ def test_push_and_pull(stand_in, pack, tmp_path):
     back = EmotionVectors.load(path)
     assert dataclasses.asdict(back.info) == dataclasses.asdict(pack.info)
     assert np.array_equal(back["joy"], pack["joy"])
+
+
+def test_the_pack_goes_as_an_object_and_the_card_with_the_commit(stand_in, pack):
+    hub.push(pack, REPO)
+    (oid,) = stand_in.objects
+    assert stand_in.objects[oid] == pack.path.read_bytes()
+    steps = ("preupload", "objects/batch", "PUT /lfs/", "lfs-verify", "commit")
+    assert [next((s for s in steps if s in r), None) for r in stand_in.requests if r[:3] != "GET"][-5:] == list(steps)
+    stand_in.requests.clear()
+    hub.push(pack, REPO)  # the same again
+    assert not any(r.startswith("PUT") for r in stand_in.requests)
+
+
+@pytest.mark.parametrize("part", ["preupload", "objects/batch", "/lfs/", "lfs-verify", "/commit/"])
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [
+        (401, r"refused \(401\).*hf auth login"),
+        (404, r"no such repository \(404\)"),
+        (500, r"failed \(500\); try again later"),
+        (413, r"answered 413"),
+        ("gone", "disconnected.*; try again"),
+    ],
+)
+def test_a_push_that_breaks_off_halfway(part, fault, told, stand_in, pack, capfd):
+    stand_in.faults = [(part, fault)]
+    with pytest.raises(PackError, match=told) as error:
+        hub.push(pack, REPO)
+    assert REPO in str(error.value)
+    assert "\n" not in str(error.value)
+    assert "pack" not in stand_in.files[REPO]
+    assert "Retrying" not in capfd.readouterr().err
+
+
+def test_a_push_that_the_hub_has_no_room_for(stand_in, pack):
+    stand_in.fault = "full"
+    with pytest.raises(PackError, match="You have used up your storage"):
+        hub.push(pack, REPO)
+
+
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [(401, r"refused \(401\)"), (403, r"refused \(403\)"), (404, r"not there \(404\)"), (500, r"failed \(500\)")],
+)
+def test_a_repository_that_is_listed_but_not_handed_out(fault, told, stand_in, pack, tmp_path):
+    stand_in.files[REPO] = {"pack.safetensors": pack.path.read_bytes()}
+    stand_in.faults = [("/resolve/", fault)]
+    with pytest.raises(PackError, match=told) as error:
+        hub.pull(REPO, tmp_path / "pulled")
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "pulled").exists()
 
 
 def test_the_card_says_what_the_pack_is(stand_in, pack):
@@ -195,6 +249,7 @@ def test_offline_says_so(stand_in, tmp_path, monkeypatch):
 def test_the_commands_through_the_environment(stand_in, pack, home):
     """``vectors push`` and ``pull`` in processes of their own, where HF_ENDPOINT alone shows the way."""
     environment = {**os.environ, "HF_ENDPOINT": stand_in.url, "HF_HUB_OFFLINE": "0", "HF_TOKEN": TOKEN}
+    environment["HF_HUB_DISABLE_XET"] = "1"
 
     def run(*arguments: object) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "mlx_emotion", "vectors", *map(str, arguments)]
@@ -211,3 +266,10 @@ def test_the_commands_through_the_environment(stand_in, pack, home):
     missing = run("pull", REPO)
     assert (missing.returncode, missing.stderr.count("\n")) == (1, 1)
     assert "no such repository" in missing.stderr
+    if importlib.util.find_spec("hf_xet") is None:
+        return
+    stand_in.fault, environment["HF_HUB_DISABLE_XET"] = None, "0"
+    stand_in.objects.clear()
+    refused = run("push", pack.path, REPO)
+    assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
+    assert "set HF_HUB_DISABLE_XET=1 and try again" in refused.stderr

@@ -11,6 +11,8 @@ from .looks import clean
 from .panel import binding
 from .settings import KEYS, Settings
 
+LOW = 10
+"""Lines below which the terminal is too small for frames."""
 ACTIONS = {
     "message.send": "send",
     "message.newline": "newline",
@@ -49,6 +51,7 @@ class MessageBox(TextArea):
         self.sent_before: list[str] = []
         self._at: int | None = None
         self._draft = ""
+        self._colour = "white"
 
     def on_mount(self) -> None:
         chosen: dict[str, str] = getattr(self.app, "settings", Settings()).keys
@@ -56,7 +59,7 @@ class MessageBox(TextArea):
             key.strip(): action for id_, action in ACTIONS.items() for key in chosen.get(id_, KEYS[id_][0]).split(",")
         }
 
-    def _on_key(self, event: events.Key) -> None:
+    async def _on_key(self, event: events.Key) -> None:
         # Here and not by priority bindings: those overtake characters that were typed just before.
         action = next((self._actions[k] for k in (event.key, *event.aliases) if k in self._actions), None)
         if action is None and event.character == "?" and not self.text:
@@ -65,6 +68,12 @@ class MessageBox(TextArea):
             event.stop()
             event.prevent_default()
             getattr(self, f"action_{action}")()
+
+    def frame(self, colour: str | None = None, height: int | None = None) -> None:
+        """A border of ``colour``, where the terminal's ``height`` leaves room for one."""
+        self._colour = colour or self._colour
+        room = (self.app.size.height if height is None else height) >= LOW
+        self.styles.border = ("round" if room else "none", self._colour)
 
     def restore(self, text: str) -> None:
         """Give back a message that could not be sent, before what was typed since."""
@@ -115,5 +124,5 @@ class MessageBox(TextArea):
         else:
             self.put(self.sent_before[self._at])
 
-    def _on_paste(self, event: events.Paste) -> None:
+    async def _on_paste(self, event: events.Paste) -> None:
         event.text = clean(event.text)  # textual goes on with the base class' own handler

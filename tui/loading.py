@@ -1,0 +1,98 @@
+"""What gets models for the app: loading behind it, and taking what comes or throwing it away."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from mlx_emotion import MLXEmotionError
+
+if TYPE_CHECKING:
+    from mlx_emotion import Model
+
+    from .app import EmotionApp
+
+
+class Loader:
+    """Loads models on threads of their own; the model in use stays until the next one is there.
+
+    ``since`` is when the load under way began, or ``None``; ``name`` what it loads. A load that is
+    cancelled is over for the app at once: it ends behind, and its model is closed.
+    """
+
+    def __init__(self, app: EmotionApp, name: str | None, load: Callable[[str | None], Model]) -> None:
+        self.app, self.name, self._load = app, name, load
+        self.since: float | None = time.monotonic()
+        self._number = 0
+        self._threads = 0
+
+    @property
+    def seconds(self) -> float:
+        """How long the load under way has taken."""
+        return time.monotonic() - self.since if self.since is not None else 0.0
+
+    @property
+    def behind(self) -> bool:
+        """Whether a cancelled load still keeps the engine busy."""
+        return self._threads > (self.since is not None)
+
+    def begin(self, name: str | None) -> None:
+        """Load a model, in the place of a load under way."""
+        self.name = name
+        self.since = time.monotonic()
+        self._number += 1
+        self._threads += 1
+        # Daemons and not workers of Textual's, which would hold the app's exit until a download is done.
+        threading.Thread(target=self._run, args=(name, self._number), name="load", daemon=True).start()
+        self.app.loading_changed()
+
+    def cancel(self) -> None:
+        """Go on with the model in use; a message waits for the engine if that is still loading."""
+        if self.since is not None:
+            self._number += 1
+            self._over("")
+
+    def close(self, model: Model) -> None:
+        """Give a model's memory back, behind."""
+
+        def work() -> None:
+            model.close()
+            gc.unfreeze()
+            gc.collect()
+            gc.freeze()
+
+        threading.Thread(target=work, name="close", daemon=True).start()
+
+    def _run(self, name: str | None, number: int) -> None:
+        model, memory, problem = None, 0, ""
+        try:
+            model = self._load(name)
+            memory = model.memory
+        except Exception as error:  # a model's own code may raise anything
+            problem = str(error) if isinstance(error, MLXEmotionError) else f"{type(error).__name__}: {error}"
+        with contextlib.suppress(RuntimeError):  # the app has ended
+            self.app.call_later(self._loaded, number, model, memory, problem)
+
+    def _loaded(self, number: int, model: Model | None, memory: int, problem: str) -> None:
+        self._threads -= 1
+        if number != self._number:
+            if model is not None:
+                self.close(model)
+        elif model is None:
+            self._over(problem)
+        else:
+            self.since = None
+            gc.freeze()
+            self.app.take(model, memory)
+
+    def _over(self, problem: str) -> None:
+        self.since = None
+        if self.app.model is not None:
+            self.name = self.app.model.id
+        self.app.loading_changed()
+        if problem:
+            self.app.warn(f"{problem}  (Ctrl+L chooses another model)")

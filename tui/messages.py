@@ -1,0 +1,92 @@
+"""What can be done with the messages on the screen: find one, copy it, look into a reply."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from typing import TYPE_CHECKING
+
+from textual.widgets import Input
+
+from .transcript import ReplyMessage, UserMessage
+
+if TYPE_CHECKING:
+    from .app import EmotionApp
+
+CLIPBOARDS = (["pbcopy"], ["wl-copy"], ["xclip", "-selection", "clipboard"])
+
+
+class Finder(Input):
+    """The line that finds words in the conversation, from the end backwards; Enter goes on to the next."""
+
+    def __init__(self, id: str | None = None) -> None:
+        super().__init__(id=id, placeholder="Find in this conversation; Enter for the next, Esc to close")
+        self._found: tuple[str, int] = ("", -1)
+
+    @property
+    def open(self) -> bool:
+        return self.has_class("-shown")
+
+    def show(self) -> None:
+        self.add_class("-shown")
+        self.focus()
+
+    def hide(self) -> None:
+        self.remove_class("-shown")
+
+    async def find(self, app: EmotionApp) -> None:
+        """Bring the next message that has the words into view."""
+        words = self.value.strip().lower()
+        if not words:
+            return
+        exchanges = app.transcript.exchanges
+        before, at = self._found
+        start = at if before == words and 0 <= at < len(exchanges) else len(exchanges)
+        for number in [*range(start - 1, -1, -1), *range(len(exchanges) - 1, start - 1, -1)]:
+            exchange = exchanges[number]
+            if words in exchange.user.lower() or (exchange.reply and words in exchange.reply.text.lower()):
+                self._found = (words, number)
+                await app.transcript.reveal(number, words)
+                self.focus()
+                app.query(".-found").remove_class("-found")
+                for found in app.transcript.of(number):
+                    found.add_class("-found")
+                return
+        app.notify(f"Not found: {self.value}", timeout=3, markup=False)
+
+
+def chosen(app: EmotionApp) -> UserMessage | ReplyMessage | None:
+    """The message that has the focus, else the last reply."""
+    return app.transcript.chosen or app.transcript.latest
+
+
+def toggle_words(app: EmotionApp) -> None:
+    """Colour the words of a reply by what was read, or plain again."""
+    message = chosen(app)
+    if not isinstance(message, ReplyMessage) or not message.toggle_words():
+        app.notify("Nothing was read for this reply; the meter reads those made in this window.", timeout=4)
+
+
+def toggle_thoughts(app: EmotionApp) -> None:
+    """Open or fold what the model thought before a reply."""
+    message = chosen(app)
+    if not isinstance(message, ReplyMessage) or not message.toggle_thoughts():
+        app.notify("There are no thoughts before this message.", timeout=3)
+
+
+def copy(app: EmotionApp) -> None:
+    """Copy by OSC 52, and by the system's own tool where there is one (Terminal.app has no OSC 52)."""
+    message = chosen(app)
+    if message is None:
+        return
+    text = message.source
+    app.copy_to_clipboard(text)
+    tool = next((t for t in CLIPBOARDS if shutil.which(t[0])), None)
+    if tool is not None:
+        app.run_worker(lambda: _copy_with(tool, text), thread=True, group="copy", exit_on_error=False)
+    app.notify("Copied.", timeout=2)
+
+
+def _copy_with(tool: list[str], text: str) -> None:
+    quiet = subprocess.DEVNULL
+    subprocess.run(tool, input=text.encode(), check=False, timeout=5, stdout=quiet, stderr=quiet)
