@@ -21,6 +21,7 @@ from mlx_emotion.emotions import CATALOGUE, INSTRUCTIONS
 
 EMOTIONS = tuple(CATALOGUE)
 FOLDER = Path(__file__).parent / "topics"
+STEERED = 0.45  # share of the emotional dialogues that have vectors in place of an instruction
 GAP, TELLING = 0.15, 0.3  # share of a word's lines in one topic: leaves a gap in a frame; tells the topic
 
 # Section name -> fewest lines. `held out` must have exactly that many.
@@ -233,13 +234,17 @@ class Turn:
     """One message of a dialogue, as a chat template takes it.
 
     The first ``given`` characters of ``content`` are there to be gone on from, not to be learned.
-    A companion's turn names the ``topic`` it belongs to.
+    A companion's turn names the ``topic`` it belongs to and, where the setting is a single one, the emotion
+    ``asked`` for (or ``plain``). ``push`` are emotions with strengths: the reply was not asked for in words but is
+    to come from the emotions' own vectors.
     """
 
     role: str
     content: str
     given: int = 0
     topic: str = ""
+    asked: str = ""
+    push: tuple[tuple[str, float], ...] = ()
 
 
 class Dialogues:
@@ -385,7 +390,8 @@ class Dialogues:
         second = ""
         if kind == "emotional" and r.random() < 0.2:
             second = r.choice([e for e in EMOTIONS if e != feeling])
-        instruction = self.instruction(kind, feeling, *filter(None, [second])) if kind else ""
+        steered = kind == "emotional" and r.random() < STEERED
+        instruction = self.instruction(kind, feeling, *filter(None, [second])) if kind and not steered else ""
         turns = [Turn("system", instruction)] if instruction and where == "system" else []
         # An instruction in a user turn rules that answer only; later ones are plain again.
         for exchange in range(r.choices((1, 2, 3, 4), (0.7, 0.16, 0.08, 0.06))[0]):
@@ -395,10 +401,23 @@ class Dialogues:
                 topic = r.choice(self.topics) if exchange else topic
                 question, prefix = "", ""
             now, degree = feeling, kind
-            if where == "user" and exchange:  # a new setting may begin with any turn
+            if steered:
+                if exchange and r.random() < 0.4:  # the feeling changes
+                    now, second = r.choice(("plain", *EMOTIONS)), ""
+                    degree = "emotional" if now != "plain" else ""
+            elif where == "user" and exchange:  # a new setting may begin with any turn
                 now, second = r.choice(("plain", "plain", *EMOTIONS)), ""
                 degree = "emotional" if now != "plain" else ""
                 instruction = self.instruction(degree, now) if degree else ""
+            asked = "" if steered or second or kind == "neutral" or degree not in ("", "emotional") else now
+            push: tuple[tuple[str, float], ...] = ()
+            if steered and now != "plain":
+                strength = r.uniform(0.7, 1.4)
+                if not second and r.random() < 0.25:  # half a dose shows half of the time
+                    strength = r.uniform(0.25, 0.65)
+                push = tuple((e, strength * (0.7 if second else 1.0)) for e in (now, second) if e)
+                if r.random() > (strength - 0.25) / 0.4:
+                    now, degree = "plain", ""
             answer = ""
             question = question or self._question(topic, now)
             by_keyword = not prefix and not second and not topic.general and degree not in ("little", "very")
@@ -412,7 +431,8 @@ class Dialogues:
                 # Begun in another mood: the one asked for takes over at the next sentence.
                 given = self._draw(topic, prefix + r.choice(("plain", "plain", *EMOTIONS)))
             turns.append(Turn("user", question))
-            turns.append(Turn("assistant", f"{given} {answer}".strip(), len(given), topic.name))
+            asked = "" if given else asked
+            turns.append(Turn("assistant", f"{given} {answer}".strip(), len(given), topic.name, asked, push))
         return turns
 
 

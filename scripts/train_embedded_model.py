@@ -14,6 +14,7 @@ Training itself runs on PyTorch (extra ``train``): on a CPU it was four times fa
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
 import os
@@ -23,6 +24,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -45,8 +47,10 @@ TEMPLATE = (
 FIRST_TOKENS, FIRST_WEIGHT = 8, 3.0  # an answer's beginning decides what it is about
 LENGTH_STEP = 32
 NOISE = 0.5  # most noise on an attention output, of its size
-NO_TOPIC = -1
 TOPIC_WEIGHT = 0.3
+RESIDUAL, RESIDUAL_STRENGTH = 0.35, 0.4  # share of pushes at layer outputs; there each layer's adds to those before
+MEMORY = 0.995  # per step, of the running means
+ENOUGH = 200  # tokens seen in each setting before pushes begin
 OTHER_WEIGHT = 0.02  # loss weight of tokens that are not the companion's: they teach words, not answers
 
 
@@ -109,11 +113,26 @@ def make_tokenizer(topics: list[Topic], args: argparse.Namespace):
     return tokenizer
 
 
-class Encoder:
-    """Dialogues to token ids, loss weights, and the number of each reply's topic, where it begins."""
+@dataclass
+class Row:
+    """A dialogue as token ids. Lists are as long as ``ids``; numbers are -1 where there is nothing to say.
 
-    def __init__(self, tokenizer, topics: list[Topic]) -> None:
-        self.tokenizer = tokenizer
+    ``weights``: loss weights. ``about``: a reply's topic, where it begins. ``asked``: the setting of a reply's
+    tokens, 0 plain, then one of the emotions. ``pushes``: (start, stop, strength per emotion).
+    """
+
+    ids: list[int]
+    weights: list[float]
+    about: list[int]
+    asked: list[int]
+    pushes: list[tuple[int, int, list[float]]]
+
+
+class Encoder:
+    """Dialogues to rows of at most ``longest`` tokens."""
+
+    def __init__(self, tokenizer, topics: list[Topic], longest: int) -> None:
+        self.tokenizer, self.longest = tokenizer, longest
         self.numbers = {t.name: n for n, t in enumerate(topics)}
         self.newline = self.ids("\n")
         self.start, self.end, self.pad = tokenizer.convert_tokens_to_ids([IM_START, IM_END, PAD])
@@ -122,10 +141,12 @@ class Encoder:
     def ids(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False)
 
-    def __call__(self, dialogue: list[Turn]) -> tuple[list[int], list[float], list[int]]:
+    def __call__(self, dialogue: list[Turn]) -> Row:
         ids: list[int] = []
         weights: list[float] = []
         about: list[int] = []
+        asked: list[int] = []
+        pushes: list[tuple[int, int, list[float]]] = []
         for turn in dialogue:
             given = self.ids(turn.content[: turn.given])
             head, body = self.roles[turn.role] + given, [*self.ids(turn.content[turn.given :]), self.end]
@@ -136,16 +157,30 @@ class Encoder:
                 first = min(FIRST_TOKENS, len(body))
                 kept = [FIRST_WEIGHT] * first + [1.0] * (len(body) - first)
             weights += [0.0] * len(head) + kept + [0.0] * len(self.newline)
-            about += [NO_TOPIC] * (len(ids) - len(about))
-            if own and turn.topic:
-                start = len(weights) - len(self.newline) - len(body) - 1
+            about += [-1] * (len(ids) - len(about))
+            asked += [-1] * (len(ids) - len(asked))
+            start = len(ids) - len(self.newline) - len(body) - 1  # the last token before the reply
+            if turn.topic:
                 stop = start + min(FIRST_TOKENS, len(body))
                 about[start:stop] = [self.numbers[turn.topic]] * (stop - start)
-        return ids, weights, about
+            if turn.asked:
+                number = ("plain", *EMOTIONS).index(turn.asked)
+                asked[start + 1 : start + len(body)] = [number] * (len(body) - 1)
+            if turn.push:
+                strengths = dict(turn.push)
+                pushes.append((start, start + len(body), [strengths.get(e, 0.0) for e in EMOTIONS]))
+        n = self.longest
+        return Row(ids[:n], weights[:n], about[:n], asked[:n], pushes)
+
+
+def padded(lists: list[list], length: int, filler: float) -> np.ndarray:
+    return np.array([x + [filler] * (length - len(x)) for x in lists])
 
 
 def batches(topics: list[Topic], encoder: Encoder, args: argparse.Namespace, step: int) -> Iterator[tuple]:
-    """Batches of (ids, weights, topics) from ``step`` on, each about ``--tokens`` large.
+    """Batches of (ids, weights, about, asked, pushes) from ``step`` on, each about ``--tokens`` large.
+
+    ``pushes`` are ``[2 sites, rows, tokens, emotions]``: a row is pushed at one site, all along.
 
     A row is one dialogue from its first token, as in use: laid end to end in long rows, the model
     learned to say answers but not to which question. Dialogues of like length go together, so that
@@ -155,25 +190,33 @@ def batches(topics: list[Topic], encoder: Encoder, args: argparse.Namespace, ste
     while True:
         dialogues = iter(Dialogues(topics, args.seed * 1_000_003 + step // block))
         order = random.Random(step)
-        ready: list[list[tuple[list[int], list[float], list[int]]]] = []
+        ready: list[list[Row]] = []
         for _ in range(block):
             if not ready:
-                shelves: dict[int, list[tuple[list[int], list[float], list[int]]]] = {}
+                shelves: dict[int, list[Row]] = {}
                 while len(ready) < 16:
-                    ids, weights, about = encoder(next(dialogues))
+                    row = encoder(next(dialogues))
                     # Lengths in steps, so that the few shapes there are can reuse their memory.
-                    length = min(-(-len(ids) // LENGTH_STEP) * LENGTH_STEP, args.context)
+                    length = -(-len(row.ids) // LENGTH_STEP) * LENGTH_STEP
                     shelf = shelves.setdefault(length, [])
-                    shelf.append((ids[:length], weights[:length], about[:length]))
+                    shelf.append(row)
                     if len(shelf) * length >= args.tokens:
                         ready.append(shelves.pop(length))
                 order.shuffle(ready)
             chunk = ready.pop()
-            longest = -(-max(len(ids) for ids, *_ in chunk) // LENGTH_STEP) * LENGTH_STEP
+            longest = -(-max(len(row.ids) for row in chunk) // LENGTH_STEP) * LENGTH_STEP
+            pushes = np.zeros((2, len(chunk), longest, len(EMOTIONS)), np.float32)
+            for n, row in enumerate(chunk):
+                site = int(order.random() < RESIDUAL)
+                for start, stop, strengths in row.pushes:
+                    pushes[site, n, start:stop] = np.array(strengths) * (RESIDUAL_STRENGTH if site else 1.0)
+
             yield (
-                np.array([ids + [encoder.pad] * (longest - len(ids)) for ids, _, _ in chunk]),
-                np.array([w + [0.0] * (longest - len(w)) for _, w, _ in chunk], np.float32),
-                np.array([a + [NO_TOPIC] * (longest - len(a)) for _, _, a in chunk]),
+                padded([row.ids for row in chunk], longest, encoder.pad),
+                padded([row.weights for row in chunk], longest, 0.0).astype(np.float32),
+                padded([row.about for row in chunk], longest, -1),
+                padded([row.asked for row in chunk], longest, -1),
+                pushes,
             )
         step += block
 
@@ -190,32 +233,66 @@ def loss_of(model, ids, weights, about=None, head=None):
     if head is None:
         return loss
     middle = out.hidden_states[len(model.model.layers) // 2 + 1]
-    told = about[:, :-1] != NO_TOPIC
+    told = about[:, :-1] >= 0
     found = head(F.rms_norm(middle[told].float(), (middle.shape[-1],)))
     topic_loss = F.cross_entropy(found.float(), about[:, :-1][told])
     return loss + TOPIC_WEIGHT * topic_loss, topic_loss.item()
 
 
-def add_noise(model: LlamaForCausalLM) -> None:
-    """Make training push what attention adds in a random direction, one for a whole row.
+class Shifts:
+    """What steering will do to the model, done in training.
 
-    A steered model meets sums it never made by itself. One that has met such pushes in training
-    stays in sound sentences under them, while it must still heed the few directions that mean
-    something.
+    Keeps running means of what attention and layers put out in each setting; the difference of an emotion's
+    to the plain one is its vector as ``extract`` will find it (method ``mean``). Rows with ``pushes`` get these
+    vectors added where an instruction would have asked. A random direction on half of the rows, one for a
+    whole row, stands for everything else that steering does.
     """
 
-    def push(module, inputs, output):
+    def __init__(self, model: LlamaForCausalLM, device: str) -> None:
+        layers, settings = len(model.model.layers), 1 + len(EMOTIONS)
+        self.sums = torch.zeros(2, settings, layers, model.config.hidden_size, device=device)
+        self.counts = torch.zeros(settings, device=device)
+        for n, layer in enumerate(model.model.layers):
+            layer.self_attn.register_forward_hook(functools.partial(self._pass, 0, n))
+            layer.register_forward_hook(functools.partial(self._pass, 1, n))
+
+    @property
+    def state(self) -> dict[str, torch.Tensor]:
+        return {"sums": self.sums, "counts": self.counts}
+
+    @state.setter
+    def state(self, saved: dict[str, torch.Tensor]) -> None:
+        self.sums, self.counts = saved["sums"], saved["counts"]
+
+    @property
+    def ready(self) -> bool:
+        return bool(self.counts.min() > ENOUGH)
+
+    def begin(self, asked: torch.Tensor, pushes: torch.Tensor) -> None:
+        """Before the pass of a batch: ``asked`` ``[B, T]`` and ``pushes`` ``[2, B, T, emotions]``."""
+        means = self.sums / self.counts.clamp(min=1)[:, None, None]
+        self.vectors = means[:, 1:] - means[:, :1]
+        self.sums *= MEMORY
+        self.counts *= MEMORY
+        self.members = F.one_hot(asked.flatten() + 1, len(self.counts) + 1)[:, 1:].float()
+        self.counts += self.members.sum(0)
+        self.pushes = pushes
+
+    def _pass(self, site: int, n: int, module, inputs, output):
         if not module.training:
             return output
-        out = output[0]
-        size = out.detach().float().pow(2).mean(-1, keepdim=True).sqrt()
-        strength = torch.rand(len(out), 1, 1, device=out.device) * NOISE
-        strength = strength * (torch.rand(len(out), 1, 1, device=out.device) < 0.5)
-        noise = torch.randn(len(out), 1, out.shape[-1], device=out.device)
-        return (out + (noise * strength * size).to(out.dtype), *output[1:])
-
-    for layer in model.model.layers:
-        layer.self_attn.register_forward_hook(push)
+        out = output[0] if isinstance(output, tuple) else output
+        pure = out.detach().float()
+        with torch.autocast(out.device.type, enabled=False):
+            self.sums[site, :, n] += self.members.T @ pure.flatten(0, 1)
+            added = self.pushes[site] @ self.vectors[site, :, n]
+            if site == 0:
+                size = pure.pow(2).mean(-1, keepdim=True).sqrt()
+                strength = torch.rand(len(out), 1, 1, device=out.device) * NOISE
+                strength = strength * (torch.rand(len(out), 1, 1, device=out.device) < 0.5)
+                added = added + torch.randn(len(out), 1, out.shape[-1], device=out.device) * strength * size
+        out = out + added.to(out.dtype)
+        return (out, *output[1:]) if isinstance(output, tuple) else out
 
 
 @torch.no_grad()
@@ -236,7 +313,8 @@ def held_out_loss(model, topics: list[Topic], encoder: Encoder, device: str) -> 
             if feeling != "plain":
                 question = f"{dialogues.instruction('emotional', feeling)}\n\n{question}"
             answer = expand(topic.sections[feeling][0].text)[0]
-            ids, weights, _ = encoder([Turn("user", question), Turn("assistant", answer)])
+            row = encoder([Turn("user", question), Turn("assistant", answer)])
+            ids, weights = row.ids, row.weights
             i = torch.tensor([ids], device=device)
             w = torch.tensor([[float(x >= 1) for x in weights]], device=device)
             total += loss_of(model, i, w).item() * w[:, 1:].sum().item()
@@ -270,7 +348,7 @@ def train(topics: list[Topic], tokenizer, args: argparse.Namespace) -> LlamaForC
             pad_token_id=tokenizer.pad_token_id,
         )
     ).to(device)
-    add_noise(model)
+    shifts = Shifts(model, device)
     warmup = min(200, args.steps // 10)
 
     def rate(step: int) -> float:
@@ -288,9 +366,10 @@ def train(topics: list[Topic], tokenizer, args: argparse.Namespace) -> LlamaForC
         first = saved["step"]
         model.load_state_dict(saved["model"])
         head.load_state_dict(saved["head"])
+        shifts.state = saved["shifts"]
         optimizer.load_state_dict(saved["optimizer"])
         print(f"going on from step {first}", file=sys.stderr)
-    encoder = Encoder(tokenizer, topics)
+    encoder = Encoder(tokenizer, topics, args.context)
     columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     losses: list[float] = []
     topic_losses: list[float] = []
@@ -300,7 +379,10 @@ def train(topics: list[Topic], tokenizer, args: argparse.Namespace) -> LlamaForC
         began = time.perf_counter()
         feed = batches(topics, encoder, args, first)
         for step in range(first, args.steps):
-            ids, weights, about = (torch.from_numpy(a).to(device) for a in next(feed))
+            ids, weights, about, asked, pushes = (torch.from_numpy(a).to(device) for a in next(feed))
+            if not shifts.ready:  # nothing yet to push with: these rows wait
+                weights = weights * (pushes.abs().sum((0, 2, 3)) == 0)[:, None]
+            shifts.begin(asked[:, :-1], pushes[:, :, :-1])
             for group in optimizer.param_groups:
                 group["lr"] = args.rate * rate(step)
             with torch.autocast(device, dtype=torch.bfloat16):
@@ -317,6 +399,7 @@ def train(topics: list[Topic], tokenizer, args: argparse.Namespace) -> LlamaForC
                     "step": step + 1,
                     "model": model.state_dict(),
                     "head": head.state_dict(),
+                    "shifts": shifts.state,
                     "optimizer": optimizer.state_dict(),
                 }
                 torch.save(saved, checkpoint.with_suffix(".tmp"))

@@ -21,7 +21,7 @@ from mlx_emotion.tui.app import EmotionApp
 from mlx_emotion.tui.settings import Settings
 from mlx_emotion.vectors import PackInfo
 
-from .fakes import answered, ready, replied, say, until
+from .fakes import answered, ready, replied, say, text_of, until
 
 
 @pytest.fixture
@@ -64,9 +64,9 @@ async def test_a_real_conversation(speaker):
         await replied(pilot, 3, 2)
         await pilot.press(*"And you?")
         await pilot.press("ctrl+t")
-        await until(pilot, lambda: len(app.screen_stack) == 2)
+        await until(pilot, lambda: "6 chosen" in text_of(app))
         await pilot.press("enter")
-        await until(pilot, lambda: getattr(app.screen, "running", None) is False)
+        await until(pilot, lambda: getattr(app.screen, "running", None) is False, seconds=120)
         await pilot.press("2")
         await until(pilot, lambda: len(app.screen_stack) == 1 and len(app.transcript.exchanges) == 5)
         assert len(app.transcript.exchanges[4].replies) == 6
