@@ -31,11 +31,14 @@ class Engine:
         self._thread = threading.Thread(target=self._run, name="mlx-emotion-engine", daemon=True)
         self._started = self._closed = False
         self._lock = threading.Lock()
+        self._open: list[Any] = []
         self.hurry = False  # set when the user has interrupted the program
 
     def _run(self) -> None:
         while (job := self._jobs.get()) is not None:
             job()
+        while self._open:  # streams that nobody read to their end
+            _close(self._open.pop())
         try:
             import mlx.core as mx
 
@@ -97,20 +100,23 @@ class Engine:
             nonlocal iterator
             if iterator is None:
                 iterator = work()
+                self._open.append(iterator)
             return next(iterator, _END)
 
         def close() -> None:
-            if iterator is not None and hasattr(iterator, "close"):
-                iterator.close()
+            if iterator in self._open:
+                self._open.remove(iterator)
+                _close(iterator)
 
         try:
             while (item := self.run(step)) is not _END:
                 yield item
         finally:
-            if stop is not None:
-                stop.set()
-            if not self._closed:
-                self.run(close)
+            if iterator is not None:
+                if stop is not None:
+                    stop.set()
+                if not self._closed:
+                    self.run(close)
 
     def close(self) -> None:
         """Finish the jobs under way and end the thread; nothing can be run afterwards."""
@@ -125,6 +131,11 @@ class Engine:
                 sys.stdout.flush()
                 sys.stderr.flush()
                 os._exit(130)
+
+
+def _close(iterator: Any) -> None:
+    if hasattr(iterator, "close"):
+        iterator.close()
 
 
 _shared: Engine | None = None

@@ -1,0 +1,106 @@
+"""The thread that owns MLX: streams that are left, interrupted, or have other work between their items."""
+
+import subprocess
+import sys
+import threading
+
+import pytest
+
+import mlx_emotion
+from mlx_emotion.engine import Engine
+from mlx_emotion.errors import MLXEmotionError, ModelError, UsageError
+
+
+@pytest.fixture
+def engine():
+    engine = Engine()
+    yield engine
+    engine.close()
+
+
+def test_everything_runs_on_one_thread_that_is_not_the_callers(engine):
+    threads = {engine.run(threading.get_ident), *engine.stream(lambda: iter([threading.get_ident()]))}
+    assert engine.run(threading.get_ident) in threads
+    assert threading.get_ident() not in {engine.run(threading.get_ident)}
+
+
+def test_an_item_is_begun_when_it_is_asked_for(engine):
+    begun = []
+
+    def work():
+        for n in range(3):
+            begun.append(n)
+            yield n
+
+    stream = engine.stream(work)
+    assert begun == []
+    assert [next(stream), list(begun)] == [0, [0]]
+    assert [next(stream), list(begun)] == [1, [0, 1]]
+
+
+def test_between_two_items_the_thread_does_other_work(engine):
+    one, two = engine.stream(lambda: iter("abc")), engine.stream(lambda: iter("xyz"))
+    assert [next(one), next(two), engine.run(lambda: "job"), next(one), next(two)] == ["a", "x", "job", "b", "y"]
+
+
+def test_closing_a_stream_stops_and_closes_the_work(engine):
+    stop, closed = threading.Event(), threading.Event()
+
+    def work():
+        try:
+            yield from range(10)
+        finally:
+            closed.set()
+
+    stream = engine.stream(work, stop)
+    next(stream)
+    assert not closed.is_set()
+    stream.close()
+    assert closed.is_set()
+    assert stop.is_set()
+
+
+def test_an_exception_of_the_work_is_raised_in_the_reader(engine):
+    def work():
+        yield 1
+        raise ValueError("broken")
+
+    stream = engine.stream(work)
+    assert next(stream) == 1
+    with pytest.raises(ValueError, match="broken"):
+        next(stream)
+    assert engine.run(lambda: 7) == 7
+
+
+def test_a_closed_engine_says_so(engine):
+    assert engine.run(lambda: 1) == 1
+    engine.close()
+    with pytest.raises(MLXEmotionError, match="closed"):
+        engine.run(lambda: 1)
+
+
+def test_a_program_that_leaves_a_stream_half_read_ends(tiny_model_path):
+    program = (
+        "import mlx_emotion\n"
+        f"chat = mlx_emotion.load({str(tiny_model_path)!r}).chat(max_tokens=50)\n"
+        "stream = chat.stream('hello', seed=1)\n"
+        "print(next(stream).index)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "0\n", "")
+
+
+def test_one_reply_at_a_time_in_a_conversation_but_others_may_go_on_beside_it(tiny_model_path):
+    model = mlx_emotion.load(str(tiny_model_path))
+    chat = model.chat(temperature=0, max_tokens=12)
+    alone = model.generate("hello", temperature=0, max_tokens=12).text
+    stream = chat.stream("hello")
+    first = next(stream)
+    assert model.generate("hello", temperature=0, max_tokens=12).text == alone
+    with pytest.raises(UsageError, match="still being written"):
+        next(chat.stream("and this"))
+    *_, done = stream
+    assert (first.index, done.text) == (0, alone)
+    model.close()
+    with pytest.raises(ModelError, match="closed"):
+        model.generate("hello")
