@@ -25,8 +25,8 @@ from .session import Voice
 from .vectors import EmotionVectors
 
 PROMPTS = 16
-MARGIN = math.log(2.0)
-"""How much less likely per token, in nats, than the model's own emotional replies: twice the perplexity."""
+MARGIN = 1.0
+"""How much less likely per token, in nats, than the model's own emotional replies: e times the perplexity."""
 DISTINCT = 0.9
 LARGEST = 32.0
 STEPS = 4

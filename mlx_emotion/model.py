@@ -187,6 +187,7 @@ class Model:
 
         Its memory comes back when nothing refers to it and its chats any more.
         """
+        self._voice.closed = True
         self._engine.run(self._voice.taps.remove)
 
 

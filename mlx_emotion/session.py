@@ -68,10 +68,11 @@ class Voice:
         self.model = SteerableModel(taps)
         self._doses: OrderedDict[Scales, Dose | None] = OrderedDict()
         self._projector: Projector | None = None
+        self.closed = False
 
     def check_open(self) -> None:
-        """Raise ``ModelError`` once the taps are gone: nothing would be steered any more."""
-        if not self.taps.attached:
+        """Raise ``ModelError`` once it was closed: nothing would be steered any more."""
+        if self.closed:
             raise ModelError(f"{self.loaded.identity.id} was closed; load it again")
 
     @property

@@ -135,10 +135,6 @@ class Taps:
             self._active = True
         return self
 
-    @property
-    def attached(self) -> bool:
-        return self._active
-
     def remove(self) -> None:
         """Give every module its own class back. Harmless when done twice."""
         if self._active:

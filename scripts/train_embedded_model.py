@@ -59,7 +59,7 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--work", type=Path, default=ROOT / "build" / "embedded", help="checkpoints and logs")
     p.add_argument("--output", type=Path, default=SHIPPED, help="folder of the shipped model")
     p.add_argument("--topics", nargs="*", metavar="NAME", help="only these topics of the corpus")
-    p.add_argument("--steps", type=int, default=12000)
+    p.add_argument("--steps", type=int, default=38000)
     p.add_argument("--tokens", type=int, default=2048, help="tokens a step")
     p.add_argument("--context", type=int, default=512, help="most tokens of a dialogue")
     p.add_argument("--width", type=int, default=192)
@@ -475,13 +475,15 @@ def card(model: LlamaForCausalLM, topics: list[Topic], record: dict, args: argpa
 
 
 def make_packs(args: argparse.Namespace) -> None:
+    """Make and calibrate the packs of both sites, and measure, all with the ordinary commands."""
     PACKS.mkdir(parents=True, exist_ok=True)
     for site in ("attention", "residual"):
         pack = PACKS / f"embedded-{site}.safetensors"
-        # `last`: the first words decide the mood of so short a reply (docs/decisions.md).
-        method = ["--method", "last", "--max-tokens", "2", "--batch-size", "32"]
-        made = ["extract", "--model", str(args.output), "--site", site, *method, "--output", str(pack), "--restart"]
-        subprocess.run([sys.executable, "-m", "mlx_emotion", *made], check=True)
+        made = ["extract", "--model", str(args.output), "--site", site, "--batch-size", "32", "--max-tokens", "60"]
+        subprocess.run([sys.executable, "-m", "mlx_emotion", *made, "--output", str(pack)], check=True)
+    report = ROOT / "docs" / "results" / "embedded.json"
+    measure = [str(Path(__file__).parent / "evaluate_embedded_model.py"), "--json", str(report)]
+    subprocess.run([sys.executable, *measure], check=True, stdout=subprocess.DEVNULL)
 
 
 def main() -> None:
