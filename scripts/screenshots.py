@@ -12,10 +12,9 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 os.environ["MLX_EMOTION_HOME"] = tempfile.mkdtemp()  # before anything asks where files live
 
-from tests.tui.fakes import answered, ready, say, text_of, until  # noqa: E402
-
 from mlx_emotion.tui.app import EmotionApp  # noqa: E402
 from mlx_emotion.tui.settings import Settings  # noqa: E402
+from tests.tui.fakes import answered, ready, say, text_of, until  # noqa: E402
 
 
 async def main() -> None:
