@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from .emotions import Feeling
 from .errors import UsageError
 from .events import Done, GuardTripped, Token
-from .session import WEAKEST, Session, Turn
+from .session import Session, Turn
 
 MOST = 6
 """Feelings in one comparison: neutral and up to five others."""
@@ -40,7 +40,7 @@ def compare(
     import mlx.core as mx
 
     from .batch import Job, Piece, run_batch
-    from .guard import LoopDetector
+    from .guard import Guard
 
     options, voice = session.options, session.voice
     began = time.perf_counter()
@@ -53,8 +53,7 @@ def compare(
     mx.random.seed(seed)
     counts = [0] * len(jobs)
     firsts = [0.0] * len(jobs)
-    loops = [LoopDetector() for _ in jobs]
-    factors = [1.0] * len(jobs)
+    guards = [Guard() for _ in jobs]
     texts = [""] * len(jobs)
     open_ = set(range(len(jobs)))
 
@@ -67,9 +66,9 @@ def compare(
                 text=text.strip(),
                 finish_reason=reason,
                 feeling=feeling,
-                scale=tuple((name, s * factors[n]) for name, s in scales[n]),
+                scale=guards[n].weakened(scales[n]),
                 seed=seed,
-                guard=factors[n] < 1,
+                guard=guards[n].factor < 1,
                 prompt_tokens=len(prompt),
                 prefilled=len(prompt),
                 tokens=counts[n],
@@ -98,17 +97,14 @@ def compare(
             counts[n] += 1
             texts[n] += result.text
             yield Answer(n, Token(result.text, counts[n] - 1))
-            if not (options.guard and scales[n] and not result.thinking and loops[n].add(result.token)):
+            if not (options.guard and scales[n] and not result.thinking and guards[n].add(result.token)):
                 continue
-            loops[n].reset()
-            if factors[n] < WEAKEST:
+            if guards[n].ended:
                 open_.discard(n)
                 yield done(n, texts[n], "loop")
                 continue
-            factors[n] /= 2
-            weaker = tuple((name, s * factors[n]) for name, s in scales[n])
-            result.row.set(voice.dose(weaker), result.row.offset)
-            yield Answer(n, GuardTripped(counts[n], factors[n]))
+            result.row.set(voice.dose(guards[n].weakened(scales[n])), result.row.offset)
+            yield Answer(n, GuardTripped(counts[n], guards[n].factor))
         elif n in open_:
             open_.discard(n)
             yield done(n, result.text, result.reason)

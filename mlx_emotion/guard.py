@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
+Scales = tuple[tuple[str, float], ...]
+
 LONGEST_PERIOD = 40
 REPEATS = 3
 SHORTEST_LOOP = 9
@@ -40,6 +42,40 @@ class LoopDetector:
         if len(tokens) > LONGEST_PERIOD:
             del tokens[0]
         return looped
+
+
+WEAKEST = 0.25
+"""Once the dose was halved to below this share and the reply still loops, it is ended."""
+
+
+class Guard:
+    """Weakens what one reply feels each time it begins to loop, and ends it where that does not help.
+
+    ``factor`` is what its dose is to be times; ``ended`` says that nothing but ending it is left.
+    """
+
+    def __init__(self) -> None:
+        self.factor, self.ended = 1.0, False
+        self._loops = LoopDetector()
+
+    def restart(self) -> None:
+        """Forget the tokens so far: the feeling is another now."""
+        self._loops.reset()
+
+    def add(self, token: int) -> bool:
+        """Take in one token; ``True`` when it completed a loop, and ``factor`` or ``ended`` has changed."""
+        if not self._loops.add(token):
+            return False
+        if self.factor < WEAKEST:
+            self.ended = True
+        else:
+            self.factor /= 2
+            self._loops.reset()
+        return True
+
+    def weakened(self, scales: Scales) -> Scales:
+        """``scales`` as they are to be now."""
+        return tuple((name, scale * self.factor) for name, scale in scales)
 
 
 def distinct_2(items: Sequence[object]) -> float:

@@ -11,9 +11,9 @@ HISTORY = ("keep", "refeel")
 THINK = ("plain", "feel", "off")
 
 
-def check_seed(seed: int) -> int:
-    """``seed`` if MLX can take it. Raises ``UsageError``."""
-    if not 0 <= seed < 2**63:
+def check_seed(seed: int | None) -> int | None:
+    """``seed`` if MLX can take it, or there is none. Raises ``UsageError``."""
+    if seed is not None and not 0 <= seed < 2**63:
         raise UsageError(f"seed is {seed}, wanted 0 to 2^63 - 1")
     return seed
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from .emotions import CATALOGUE, Emotion, Feeling
 from .errors import ModelError, PackError, UsageError
 from .events import Done, Event, FeelingChanged, GuardTripped, Thought, Token
-from .guard import LoopDetector
+from .guard import Guard, Scales
 from .models import EMBEDDED, LoadedModel
 from .options import Options, check_seed, check_text
 from .steering import Dose, Row, SteerableModel, Taps
@@ -24,10 +24,6 @@ from .vectors import EmotionVectors
 if TYPE_CHECKING:
     from .readout import Projector
 
-WEAKEST = 0.25
-"""Once the guard has halved the dose to below this share and the reply still loops, it ends the reply."""
-
-Scales = tuple[tuple[str, float], ...]
 Span = tuple[int, int | None, Dose | None]
 
 
@@ -173,7 +169,7 @@ class Session:
         self.turns.pop()
 
     def outline(self, turns: list[Turn], scales: Scales) -> tuple[list[int], tuple[Span, ...]]:
-        """The prompt of ``turns`` for a reply under ``scales``, without reasoning; and how the history was felt."""
+        """The prompt of ``turns`` for a reply under ``scales``, and how the history was felt."""
         if self.options.history == "refeel":
             turns = [*(replace(t, felt=[(-1, scales)]) for t in turns[:-1]), turns[-1]]
         prompt, places = self._layout(self._fitting(turns))
@@ -198,8 +194,7 @@ class Session:
 
     def _check_ready(self, seed: int | None) -> None:
         self.voice.check_open()
-        if seed is not None:
-            check_seed(seed)
+        check_seed(seed)
         if self._answering:  # two would write into one cache
             raise UsageError("a reply is still being written; read it to its end, or close it, before the next")
 
@@ -217,7 +212,7 @@ class Session:
                 messages.append({"role": "assistant", "content": turn.reply})
         return messages
 
-    def _layout(self, turns: list[Turn], think: bool | None = None) -> tuple[list[int], list[tuple[int, int, Turn]]]:
+    def _layout(self, turns: list[Turn]) -> tuple[list[int], list[tuple[int, int, Turn]]]:
         """The prompt's token ids, and where each earlier turn's own prompt and reply begin in it.
 
         Replies keep the ids they were generated with: text put back through the tokenizer may be cut
@@ -230,7 +225,7 @@ class Session:
         replies = (m for m in messages if m["role"] == "assistant")
         for n, message in zip((n for n, turn in enumerate(turns) if turn.answered), replies):
             message["content"] = marks.get(n, message["content"])
-        think = self.options.think != "off" if think is None else think
+        think = self.options.think != "off"
         text = template.render(messages, think=think)
         place = {m["content"]: i for i, m in enumerate(messages)}
         ids: list[int] = []
@@ -324,7 +319,6 @@ class Session:
         template = voice.loaded.template
         self._stop.clear()
         seed = secrets.randbelow(2**31) if seed is None else seed
-        self._answering = True
         wanted = self._wanted
         feeling, scales = wanted
         thoughts = Thoughts(voice.loaded.tokenizer, template.opening(options.think != "off"), options.think != "off")
@@ -332,10 +326,11 @@ class Session:
         muted = options.think == "plain" and thoughts.inside
         turn.felt = [(-1, () if muted else scales)]
         timeline = [(0, str(feeling))]
-        factor, tripped, reason, first = 1.0, False, "cancelled", 0.0
-        guard = LoopDetector()
+        reason, first = "cancelled", 0.0
+        guard = Guard()
         shown = 0
         count = 0
+        self._answering = True
         try:
             projector = voice.projector() if options.readout else None
             # On this thread and for this reply: random state belongs to a thread.
@@ -392,19 +387,17 @@ class Session:
                         feeling, scales = wanted
                         event = FeelingChanged(str(feeling), feeling.weights, count)
                         timeline.append((count, str(feeling)))
-                        guard.reset()
+                        guard.restart()
                     elif options.guard and scales and not muted and guard.add(response.token):
-                        if factor < WEAKEST:
+                        if guard.ended:
                             reason = "loop"
                             break
-                        factor, tripped = factor / 2, True
-                        guard.reset()
-                        event = GuardTripped(count, factor)
+                        event = GuardTripped(count, guard.factor)
                     inside = options.think == "plain" and thoughts.inside
                     if event is None and inside == muted:
                         continue
                     muted = inside
-                    now = () if muted else tuple((n, s * factor) for n, s in scales)
+                    now = () if muted else guard.weakened(scales)
                     # The next forward pass is under way; the one after it is the first that can change.
                     row.set(voice.dose(now), row.offset)
                     turn.felt.append((count, now))
@@ -429,9 +422,9 @@ class Session:
             text=turn.reply,
             finish_reason=reason,
             feeling=str(feeling),
-            scale=tuple((n, s * factor) for n, s in scales),
+            scale=guard.weakened(scales),
             seed=seed,
-            guard=tripped,
+            guard=guard.factor < 1,
             prompt_tokens=len(prompt),
             prefilled=len(prompt) - shared,
             tokens=count,

@@ -138,7 +138,6 @@ class Looping:
 
 def test_the_guard_acts_on_each_column_as_it_does_on_one_reply(model, monkeypatch):
     monkeypatch.setattr("mlx_emotion.guard.LoopDetector", Looping)
-    monkeypatch.setattr("mlx_emotion.session.LoopDetector", Looping)
     options = {"temperature": 0.0, "max_tokens": 40}
     chat = model.chat(**options)
     feelings = ["neutral", "joy", "fear:0.5"]

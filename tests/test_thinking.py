@@ -204,9 +204,8 @@ def test_means_skip_the_block(voice, template, chain, rows):
     shared().run(work)
 
 
-def test_a_batch_leaves_an_opened_block_alone(voice):
-    """Steered in a batch, an always-thinking model feels from its answer on, and only that is shown."""
-    thinker = voice(OPENED, "opened")
+def steered_texts(thinker):
+    """What stands in for its ``taps.forward``, and the list of the texts that this sees steered."""
     steered = []
     forward = thinker.taps.forward
 
@@ -214,6 +213,14 @@ def test_a_batch_leaves_an_opened_block_alone(voice):
         if deltas is not None:
             steered.append(thinker.loaded.tokenizer.decode(tokens[0].tolist()))
         return forward(tokens, cache, deltas, capture, **kwargs)
+
+    return spy, steered
+
+
+def test_a_batch_leaves_an_opened_block_alone(voice):
+    """Steered in a batch, an always-thinking model feels from its answer on, and only that is shown."""
+    thinker = voice(OPENED, "opened")
+    spy, steered = steered_texts(thinker)
 
     def work():
         template = thinker.loaded.template
@@ -285,13 +292,8 @@ def test_a_batch_of_rows_that_do_not_think_is_steered_throughout(voice):
 
 @pytest.mark.parametrize("think", ["plain", "feel"])
 def test_comparing_leaves_the_block_alone_unless_asked(voice, think):
-    thinker, steered = voice(OPENED, "opened"), []
-    forward = thinker.taps.forward
-
-    def spy(tokens, cache, deltas, capture, **kwargs):
-        if deltas is not None:
-            steered.append(thinker.loaded.tokenizer.decode(tokens[0].tolist()))
-        return forward(tokens, cache, deltas, capture, **kwargs)
+    thinker = voice(OPENED, "opened")
+    spy, steered = steered_texts(thinker)
 
     def work():
         session = Session(thinker, Feeling(), Options(temperature=0, max_tokens=20, think=think))

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import MLXEmotionError, UsageError
-from .options import generation_options, load, one_line, seed_of, session_options
+from ..options import check_seed
+from .options import generation_options, load, one_line, session_options
 
 if TYPE_CHECKING:
     from ..events import Event
@@ -39,7 +40,7 @@ def command(plain: bool, resume: str | None, **given: Any) -> int | None:
 
     On a terminal this opens the app. With standard input not a terminal, each line is one message.
     """
-    options, seed = session_options(given), seed_of(given)
+    options, seed = session_options(given), check_seed(given["seed"])
     interactive = sys.stdin.isatty()
     if interactive and sys.stdout.isatty() and not plain:
         from ..tui import run
@@ -93,6 +94,8 @@ class PlainChat:
 
     def run(self) -> int:
         """Until the lines end. Returns the exit status: that of the last line of a pipe that went wrong, else 0."""
+        from . import fail
+
         status = 0
         for line in self.lines():
             text = line.strip()
@@ -107,8 +110,7 @@ class PlainChat:
                 if self.interactive:
                     self.say(str(error))
                 else:  # the lines after it are still answered
-                    self.say(f"mlx-emotion: {error}")
-                    status = error.exit_status
+                    status = fail(one_line(str(error)), error.exit_status)
         return status
 
     def answer(self, events: Iterator[Event]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from ..errors import UsageError
-from .options import load, loading_options
+from .options import load, loading_options, think_option
 from .progress import progress_bar, stop_on_interrupt
 
 
@@ -66,8 +66,7 @@ def _numbers(_: Any, option: Any, value: str | None) -> list[float] | None:
 @click.option("--temp", type=float, default=0.6, show_default=True, metavar="T", help="Sampling temperature.")
 @click.option("--top-p", type=float, default=0.9, show_default=True, metavar="P", help="Nucleus sampling.")
 @click.option("--max-tokens", type=int, default=128, show_default=True, metavar="N", help="Longest answer.")
-@click.option("--think", type=click.Choice(["plain", "feel", "off"]), default="off", show_default=True,
-              help="Whether a thinking model's reasoning is left unsteered, steered too, or switched off.")  # fmt: skip
+@think_option("off")
 @click.option("--batch-size", type=int, default=16, show_default=True, metavar="B", help="Answers made at once.")
 @click.option("--seed", type=int, default=0, show_default=True, metavar="S", help="Of sampling and of intervals.")
 @click.option("--restart", is_flag=True, help="Forget what DIR holds of an earlier run.")

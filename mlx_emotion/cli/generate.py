@@ -10,7 +10,8 @@ from typing import Any
 import click
 
 from ..errors import UsageError
-from .options import generation_options, load, seed_of, session_options
+from ..options import check_seed
+from .options import generation_options, load, session_options
 
 MAX_PROMPT = 1 << 20
 
@@ -21,7 +22,7 @@ MAX_PROMPT = 1 << 20
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the text.")
 def command(prompt: str, as_json: bool, **given: Any) -> None:
     """Answer PROMPT, or standard input for -."""
-    options, seed = session_options(given), seed_of(given)
+    options, seed = session_options(given), check_seed(given["seed"])
     if prompt == "-":
         prompt = sys.stdin.read(MAX_PROMPT + 1)
     if not prompt.strip():

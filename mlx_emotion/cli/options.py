@@ -19,6 +19,18 @@ SITE = click.option("--site", type=click.Choice(["attention", "residual"]), help
 ADAPTER = click.option("--adapter", metavar="FOLDER", help="A LoRA adapter to put on the model.")
 TRUST = click.option("--trust-remote-code", is_flag=True, help="Let the model's own Python files run.")
 
+
+def think_option(default: str) -> Callable:
+    """``--think``; where many answers are made, reasoning is off by default."""
+    return click.option(
+        "--think",
+        type=click.Choice(["plain", "feel", "off"]),
+        default=default,
+        show_default=True,
+        help="Whether a thinking model's reasoning is left unsteered, steered too, or switched off.",
+    )
+
+
 _LOADING = [
     MODEL,
     click.option("--vectors", metavar="PACK", help="A pack file. Default: the one on this machine made for the model."),
@@ -35,8 +47,7 @@ _FEELING = [
                  help="Which tokens are steered."),
     click.option("--history", type=click.Choice(["keep", "refeel"]), default="keep", show_default=True,
                  help="What a change of feeling does to what was said before."),
-    click.option("--think", type=click.Choice(["plain", "feel", "off"]), default="plain", show_default=True,
-                 help="Whether a thinking model's reasoning is left unsteered, steered too, or switched off."),
+    think_option("plain"),
     click.option("--system", metavar="TEXT", help="A system message."),
     click.option("--temp", type=float, default=0.6, show_default=True, metavar="T", help="Sampling temperature."),
     click.option("--top-p", type=float, default=0.9, show_default=True, metavar="P", help="Nucleus sampling."),
@@ -91,13 +102,6 @@ def session_options(given: dict[str, Any]) -> dict[str, Any]:
     }
     Options(**chosen)
     return chosen
-
-
-def seed_of(given: dict[str, Any]) -> int | None:
-    """The seed that was asked for, checked before any model is loaded."""
-    from ..options import check_seed
-
-    return None if given["seed"] is None else check_seed(given["seed"])
 
 
 def print_table(table: Table) -> None:
