@@ -83,11 +83,17 @@ class Engine:
             return work(*args, **kwargs)
         return self.submit(work, *args, **kwargs).result()
 
-    def stream(self, work: Callable[[], Iterator[T]], stop: threading.Event | None = None) -> Iterator[T]:
+    def stream(
+        self,
+        work: Callable[[], Iterator[T]],
+        stop: threading.Event | None = None,
+        carried: type | tuple[type, ...] = (),
+    ) -> Iterator[T]:
         """Iterate on the thread and hand the items out here, one by one: the next is begun when it is asked for.
 
         So what the reader does between two items acts on the next one; mlx-lm computes one token
-        ahead, which keeps the device busy meanwhile. Between two items the thread is free for other
+        ahead, which keeps the device busy meanwhile. Items of a ``carried`` type are handed out along with the
+        one after them: each change of threads costs time. Between two items the thread is free for other
         work. When the reader goes away (closes the iterator, or is interrupted), ``stop`` is set and the
         iterator is closed on the thread. An exception there is raised here.
         """
@@ -96,12 +102,15 @@ class Engine:
             return
         iterator: Iterator[T] | None = None
 
-        def step() -> Any:
+        def step() -> list[Any]:
             nonlocal iterator
             if iterator is None:
                 iterator = work()
                 self._open.append(iterator)
-            return next(iterator, _END)
+            items = [next(iterator, _END)]
+            while isinstance(items[-1], carried):
+                items.append(next(iterator, _END))
+            return items
 
         def close() -> None:
             if iterator in self._open:
@@ -109,8 +118,11 @@ class Engine:
                 _close(iterator)
 
         try:
-            while (item := self.run(step)) is not _END:
-                yield item
+            while True:
+                for item in self.run(step):
+                    if item is _END:
+                        return
+                    yield item
         finally:
             if iterator is not None:
                 if stop is not None:

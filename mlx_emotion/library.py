@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .extraction import Plan
     from .model import Model
     from .session import Voice
-    from .vectors import EmotionVectors
+    from .vectors import EmotionVectors, Identity
 
 
 @dataclass(frozen=True)
@@ -27,21 +27,30 @@ class Available:
     quantization: str = ""
     packs: tuple[Path, ...] = ()
     problem: str | None = None
+    identity: Identity | None = None
 
 
 def available() -> list[Available]:
     """The embedded model and those in the Hugging Face cache. Reads headers only; nothing is loaded."""
     from .model import find_packs
-    from .models import identify, local_models, quantization
+    from .models import identify, local_models, missing_weights, quantization, servable
 
     found = []
     for name, path, size in local_models():
+        missing = missing_weights(path)
+        if missing:
+            problem = f"{len(missing)} of its weight files are not here ({missing[0]})"
+            found.append(Available(name, path, size, problem=problem))
+            continue
         try:
             identity, config = identify(str(path))
+            if not servable(config):
+                raise ModelError(f"mlx-lm has no chat model of the kind {identity.architecture}")
         except ModelError as error:
             found.append(Available(name, path, size, problem=str(error)))
         else:
-            found.append(Available(name, path, size, quantization(config), tuple(find_packs(identity))))
+            packs = tuple(find_packs(identity))
+            found.append(Available(name, path, size, quantization(config), packs, identity=identity))
     return found
 
 
@@ -87,23 +96,30 @@ def make_pack(
     limit: int | None = None,
     progress: Callable[[Step], None] | None = None,
     stopped: Callable[[], bool] = lambda: False,
+    *,
+    plan: Plan | None = None,
+    path: Path | None = None,
     batch_size: int = 16,
-    max_tokens: int = 128,
+    calibrate: bool = True,
+    seed: int = 0,
+    restart: bool = False,
 ) -> EmotionVectors:
-    """Extract a pack for ``model`` with at most ``limit`` queries an emotion, calibrate it, save and use it.
+    """Extract a pack for ``model``, calibrate it, save and use it.
 
-    Goes on with an earlier run of the same settings. Raises ``Interrupted`` when ``stopped`` says so; stopped
+    ``plan`` says what is extracted; without one, the shipped set, at most ``limit`` queries an emotion. ``path``
+    is where the pack goes, by default ``pack_path``; ``seed`` is for calibration's sampling. Goes on with an
+    earlier run of the same settings, unless ``restart``. Raises ``Interrupted`` when ``stopped`` says so; stopped
     while calibrating, the pack is already there and in use, with scale 1 for intensity 1.0.
     """
     from .calibration import Calibration
     from .extraction import Extraction, Plan, Progress
 
-    plan = Plan.make(limit=limit, max_tokens=max_tokens)
-    path = pack_path(model)
+    plan = plan or Plan.make(limit=limit)
+    path = path or pack_path(model)
     tell = progress or (lambda _: None)
 
     def extract(voice: Voice) -> tuple[EmotionVectors, Extraction]:
-        extraction = Extraction(voice, plan, batch_size)
+        extraction = Extraction(voice, plan, batch_size, restart)
         began = extraction.resumed
 
         def report(p: Progress) -> None:
@@ -116,15 +132,16 @@ def make_pack(
 
     pack, extraction = model.run(extract)
     model.use(pack)
-    if stopped():
-        raise Interrupted("stopped before calibration; the pack is in use, with scale 1 for intensity 1.0")
+    if calibrate:
+        if stopped():
+            raise Interrupted("stopped before calibration; the pack is in use, with scale 1 for intensity 1.0")
 
-    def calibrate(voice: Voice) -> None:
-        run = Calibration(voice, pack, seed=0, stopped=stopped)
-        run.run(lambda done, total, note: tell(Step("calibrating", done, total, note=note)))
-        pack.save(path)
-        extraction.forget()
+        def work(voice: Voice) -> None:
+            run = Calibration(voice, pack, seed, stopped)
+            run.run(lambda done, total, note: tell(Step("calibrating", done, total, note=note)))
+            pack.save(path)
 
-    model.run(calibrate)
-    model.use(pack)
+        model.run(work)
+        model.use(pack)
+    extraction.forget()
     return pack

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from .emotions import CATALOGUE, Emotion, Feeling
 from .engine import Engine, shared
 from .errors import ModelError, PackError, UsageError
-from .events import Done, Event
+from .events import Done, Event, Reading
 from .files import packs_folder
 from .models import LoadedModel, load_model, resolve
 from .session import Options, Session, Voice, parse_feeling
@@ -261,13 +261,13 @@ class Chat:
 
     def stream(self, message: str, seed: int | None = None) -> Iterator[Event]:
         """Answer ``message``; yields events, the last of them ``Done``. Closing the iterator ends the reply."""
-        return self._model._engine.stream(lambda: self._session.reply(message, seed), self._session._stop)
+        return self._model._engine.stream(lambda: self._session.reply(message, seed), self._session._stop, Reading)
 
     def again(self, feeling: FeelingLike = None, seed: int | None = None) -> Iterator[Event]:
         """Answer the last message again, with another feeling if one is given."""
         if feeling is not None:
             self.feel(feeling)
-        return self._model._engine.stream(lambda: self._session.again(seed), self._session._stop)
+        return self._model._engine.stream(lambda: self._session.again(seed), self._session._stop, Reading)
 
 
 def _options(given: Mapping[str, Any]) -> Options:

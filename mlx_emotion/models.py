@@ -29,6 +29,9 @@ EMBEDDED = "embedded"
 LAYER_COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers", "num_transformer_layers")
 WIDTHS = ("hidden_size", "n_embd", "d_model", "model_dim", "hidden_dim")
 
+UNPACKED_MOST = 64 << 20
+"""Bytes that a small model's weights may take unpacked."""
+
 # What mlx-lm fetches; a snapshot with these is complete for it.
 PATTERNS = [
     "*.json", "model*.safetensors", "*.py", "tokenizer.model", "*.tiktoken", "tiktoken.model",
@@ -102,14 +105,27 @@ def resolve(name: str | None = None, revision: str | None = None) -> tuple[str, 
 
     try:
         local = Path(snapshot_download(name, revision=revision, allow_patterns=PATTERNS, local_files_only=True))
-    except Exception:  # not cached, or not whole
+        held = "only partly" if missing_weights(local) else "whole"
+    except Exception:
+        held = "not"
+    if held != "whole":
         if HF_HUB_OFFLINE:
-            raise ModelError(f"{name} is not cached on this machine and HF_HUB_OFFLINE is set") from None
+            raise ModelError(f"{name} is {held} cached on this machine and HF_HUB_OFFLINE is set") from None
         try:
             local = Path(snapshot_download(name, revision=revision, allow_patterns=PATTERNS))
         except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
             raise ModelError(f"cannot get {name} from the Hugging Face hub: {_first_line(error)}") from None
     return name, local.name, local
+
+
+def missing_weights(path: Path) -> list[str]:
+    """The weight files that the model in ``path`` has not got: what a download that was broken off leaves out."""
+    index = path / "model.safetensors.index.json"
+    wanted = {"model*.safetensors"}
+    if index.is_file():
+        with contextlib.suppress(OSError, ValueError, KeyError, AttributeError):
+            wanted = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    return sorted(name for name in wanted if not any(path.glob(name)))
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -195,6 +211,7 @@ def load_model(
             mark = fingerprint(path)
             own: Any = {"get_model_classes": find_classes} if find_classes(load_config(path)) else {}
             model, config = load_weights(path, trust_remote_code=trust_remote_code, **own)
+            model = _unpacked(model)
             if adapter is not None:
                 part = f"the adapter {adapter} on {path}"
                 model = load_adapters(model, adapter)
@@ -215,6 +232,24 @@ def load_model(
     identity = Identity(id_, revision_, mark, str(config.get("model_type")), len(layers), sizes(config)[1])
     template = ChatTemplate(tokenizer, f"{id_} {config.get('_name_or_path', '')}")
     return LoadedModel(model, tokenizer, config, path, identity, template)
+
+
+def _unpacked(model: nn.Module) -> nn.Module:
+    """``model`` with its weights in float32, if it runs on a CPU and is small; the same numbers in more bytes.
+
+    On a CPU, mlx 0.32 multiplies packed weights with the rows of a batch one after the other; with a good BLAS,
+    sixteen rows of plain ones take twice as long as one (`docs/results.md`). Larger models stay packed: reading
+    their weights is what takes the time.
+    """
+    import mlx.core as mx
+    import mlx.nn as nn
+    from mlx_lm.utils import dequantize_model
+
+    packed = [m for m in model.modules() if isinstance(m, nn.QuantizedLinear | nn.QuantizedEmbedding)]
+    size = sum(m.weight.size * m.weight.itemsize * 32 // m.bits for m in packed)
+    exact = all(m.scales.dtype == mx.float32 for m in packed)  # in 16 bits, unpacking would round
+    on_cpu = mx.default_device() == mx.Device(mx.cpu)
+    return dequantize_model(model) if packed and exact and on_cpu and size <= UNPACKED_MOST else model
 
 
 class _Texts(list):
@@ -256,8 +291,23 @@ def identify(name: str | None = None) -> tuple[Identity, dict[str, Any]]:
         raise ModelError(f"{path}: {_first_line(error)}") from None
 
 
+def servable(config: dict[str, Any]) -> bool:
+    """Whether mlx-lm, or this package for it, has code for a model's architecture."""
+    import importlib.util
+
+    from mlx_lm.utils import MODEL_REMAPPING
+
+    from .architectures import find_classes
+
+    kind = str(config.get("model_type", ""))
+    kind = MODEL_REMAPPING.get(kind, kind)
+    if "model_file" in config or find_classes(config):
+        return True
+    return kind.isidentifier() and importlib.util.find_spec(f"mlx_lm.models.{kind}") is not None
+
+
 def local_models() -> Iterator[tuple[str, Path, int]]:
-    """(name, folder, bytes) of the models on this machine: the embedded one and the hub cache's chat models."""
+    """(name, folder, bytes) of the models on this machine: the embedded one and those in the hub's cache."""
     path = embedded_path()
     if (path / "config.json").is_file():
         yield EMBEDDED, path, _size(path)
@@ -270,11 +320,11 @@ def local_models() -> Iterator[tuple[str, Path, int]]:
     for repo in sorted(repos, key=lambda r: r.repo_id):
         if repo.repo_type != "model":
             continue
-        for snapshot in repo.revisions:
-            folder = snapshot.snapshot_path
-            if (folder / "config.json").is_file() and any(folder.glob("model*.safetensors")):
-                yield repo.repo_id, folder, _size(folder)
-                break
+        # What `resolve` takes is `main`; without one, the newest.
+        snapshots = sorted(repo.revisions, key=lambda s: ("main" in s.refs, s.last_modified), reverse=True)
+        folder = snapshots[0].snapshot_path if snapshots else None
+        if folder is not None and (folder / "config.json").is_file():
+            yield repo.repo_id, folder, _size(folder)
 
 
 def _size(path: Path) -> int:

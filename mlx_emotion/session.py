@@ -365,11 +365,11 @@ class Session:
                     count += 1
                     turn.raw += response.text
                     text, stopped = until_stop(turn.raw, template.stops, response.finish_reason is not None)
+                    if watch is not None:  # the pass over the token before this one is done
+                        yield from watch.ready(count - 1)
                     for kind, piece in thoughts.add(text[shown:], count) or [(ANSWER, "")]:
                         said[kind] += piece
                         yield Token(piece, count - 1) if kind == ANSWER else Thought(piece, count - 1)
-                    if watch is not None:  # the pass over the token before this one is done
-                        yield from watch.ready(count - 1)
                     shown = max(shown, len(text))
                     if stopped:
                         turn.raw, reason = text, "stop"

@@ -21,7 +21,7 @@ from mlx_emotion.emotions import CATALOGUE, INSTRUCTIONS
 
 EMOTIONS = tuple(CATALOGUE)
 FOLDER = Path(__file__).parent / "topics"
-STEERED = 0.45  # share of the emotional dialogues that have vectors in place of an instruction
+STEERED = 0.65  # share of the emotional dialogues that have vectors in place of an instruction
 GAP, TELLING = 0.15, 0.3  # share of a word's lines in one topic: leaves a gap in a frame; tells the topic
 
 # Section name -> fewest lines. `held out` must have exactly that many.
@@ -388,7 +388,7 @@ class Dialogues:
         else:
             kind = r.choices(("emotional", "little", "very"), (0.84, 0.08, 0.08))[0]
         second = ""
-        if kind == "emotional" and r.random() < 0.2:
+        if kind == "emotional" and r.random() < 0.3:
             second = r.choice([e for e in EMOTIONS if e != feeling])
         steered = kind == "emotional" and r.random() < STEERED
         instruction = self.instruction(kind, feeling, *filter(None, [second])) if kind and not steered else ""

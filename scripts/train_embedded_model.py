@@ -14,6 +14,8 @@ Training itself runs on PyTorch (extra ``train``): on a CPU it was four times fa
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
+import contextlib
 import functools
 import json
 import math
@@ -48,6 +50,8 @@ FIRST_TOKENS, FIRST_WEIGHT = 8, 3.0  # an answer's beginning decides what it is 
 LENGTH_STEP = 32
 NOISE = 0.5  # most noise on an attention output, of its size
 TOPIC_WEIGHT = 0.3
+ROUNDED = 0.1  # last share of the steps, taken with the weights rounded as they will be
+SPOILT = 0.3  # most of a reply's words replaced
 RESIDUAL, RESIDUAL_STRENGTH = 0.35, 0.4  # share of pushes at layer outputs; there each layer's adds to those before
 MEMORY = 0.995  # per step, of the running means
 ENOUGH = 200  # tokens seen in each setting before pushes begin
@@ -59,13 +63,13 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--work", type=Path, default=ROOT / "build" / "embedded", help="checkpoints and logs")
     p.add_argument("--output", type=Path, default=SHIPPED, help="folder of the shipped model")
     p.add_argument("--topics", nargs="*", metavar="NAME", help="only these topics of the corpus")
-    p.add_argument("--steps", type=int, default=38000)
+    p.add_argument("--steps", type=int, default=56500)
     p.add_argument("--tokens", type=int, default=2048, help="tokens a step")
     p.add_argument("--context", type=int, default=512, help="most tokens of a dialogue")
     p.add_argument("--width", type=int, default=192)
-    p.add_argument("--layers", type=int, default=6)
+    p.add_argument("--layers", type=int, default=8)
     p.add_argument("--vocabulary", type=int, default=3072)
-    p.add_argument("--rate", type=float, default=1.8e-3, help="peak learning rate")
+    p.add_argument("--rate", type=float, default=2e-3, help="peak learning rate")
     p.add_argument("--dtype", default="float32", choices=("float16", "bfloat16", "float32"))
     p.add_argument("--bits", type=int, default=4)
     p.add_argument("--seed", type=int, default=1)
@@ -78,7 +82,7 @@ def arguments() -> argparse.Namespace:
 def check_machine(args: argparse.Namespace) -> None:
     """End with a line if the machine has too little disk or memory for the build."""
     args.work.mkdir(parents=True, exist_ok=True)
-    parameters = args.vocabulary * args.width + args.layers * 12 * args.width**2
+    parameters = args.vocabulary * args.width + args.layers * 16 * args.width**2
     disk, wanted = shutil.disk_usage(args.work).free, parameters * 40
     if disk < wanted:
         sys.exit(f"{args.work}: {disk >> 20} MiB of disk free, the build needs {wanted >> 20}")
@@ -117,7 +121,7 @@ def make_tokenizer(topics: list[Topic], args: argparse.Namespace):
 class Row:
     """A dialogue as token ids. Lists are as long as ``ids``; numbers are -1 where there is nothing to say.
 
-    ``weights``: loss weights. ``about``: a reply's topic, where it begins. ``asked``: the setting of a reply's
+    ``weights``: loss weights. ``about``: a reply's topic, at each of its tokens. ``asked``: the setting of a reply's
     tokens, 0 plain, then one of the emotions. ``pushes``: (start, stop, strength per emotion).
     """
 
@@ -139,7 +143,7 @@ class Encoder:
         self.roles = {r: [self.start, *self.ids(f"{r}\n")] for r in ("system", "user", "assistant")}
 
     def ids(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text, add_special_tokens=False)
+        return self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
 
     def __call__(self, dialogue: list[Turn]) -> Row:
         ids: list[int] = []
@@ -161,8 +165,7 @@ class Encoder:
             asked += [-1] * (len(ids) - len(asked))
             start = len(ids) - len(self.newline) - len(body) - 1  # the last token before the reply
             if turn.topic:
-                stop = start + min(FIRST_TOKENS, len(body))
-                about[start:stop] = [self.numbers[turn.topic]] * (stop - start)
+                about[start : start + len(body)] = [self.numbers[turn.topic]] * len(body)
             if turn.asked:
                 number = ("plain", *EMOTIONS).index(turn.asked)
                 asked[start + 1 : start + len(body)] = [number] * (len(body) - 1)
@@ -221,18 +224,32 @@ def batches(topics: list[Topic], encoder: Encoder, args: argparse.Namespace, ste
         step += block
 
 
+def spoilt(ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """``ids`` with words of other replies among those of half of the replies, as inputs only.
+
+    A reply known by heart can be gone on with from its last few words alone, whatever the question was: then one
+    odd word in sampling leads into another topic's answer. With words that can't be trusted, the question counts.
+    """
+    own = weights >= 1
+    rate = torch.rand(len(ids), 1, device=ids.device) * SPOILT * (torch.rand(len(ids), 1, device=ids.device) < 0.5)
+    words = ids[own]
+    other = words[torch.randint(len(words), ids.shape, device=ids.device)]
+    return torch.where(own & (torch.rand(ids.shape, device=ids.device) < rate), other, ids)
+
+
 def loss_of(model, ids, weights, about=None, head=None):
-    """Weighted loss per token; with ``head``, plus that of telling the topic half-way up, where a reply begins.
+    """Weighted loss per token; with ``head``, plus that of telling the topic half-way up, at each token of a reply.
 
     Which words say what a message is about is the hard part of answering a new wording. The head is a
     help in training and not part of the model.
     """
-    out = model(input_ids=ids[:, :-1], output_hidden_states=head is not None)
+    given = ids if head is None else spoilt(ids, weights)
+    out = model(input_ids=given[:, :-1], output_hidden_states=head is not None)
     losses = F.cross_entropy(out.logits.flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none")
     loss = (losses * weights[:, 1:].flatten()).sum() / weights[:, 1:].sum()
     if head is None:
         return loss
-    middle = out.hidden_states[len(model.model.layers) // 2 + 1]
+    middle = out.hidden_states[len(model.model.layers) // 2]
     told = about[:, :-1] >= 0
     found = head(F.rms_norm(middle[told].float(), (middle.shape[-1],)))
     topic_loss = F.cross_entropy(found.float(), about[:, :-1][told])
@@ -295,6 +312,37 @@ class Shifts:
         return (out, *output[1:]) if isinstance(output, tuple) else out
 
 
+class Rounded:
+    """Within it, ``model`` has the weights that it will have when it ships; after it, its own ones again.
+
+    The gradient found at rounded weights is then followed by the whole ones: in the last part of the training
+    the model learns to be as good in ``bits`` bits. Rounding is that of ``mlx.core.quantize``, groups of 64.
+    """
+
+    def __init__(self, model: LlamaForCausalLM, bits: int) -> None:
+        self.weights = [p for p in model.parameters() if p.ndim == 2]
+        self.most = 2**bits - 1
+
+    @torch.no_grad()
+    def __enter__(self) -> None:
+        self.kept = [p.clone() for p in self.weights]
+        for p in self.weights:
+            groups = p.view(-1, 64)
+            low, high = groups.aminmax(dim=1, keepdim=True)
+            edge = torch.where(low.abs() > high.abs(), low, high)  # the end that must be exact, as zero must
+            scale = ((high - low) / self.most).clamp(min=1e-7)
+            scale = torch.where(low.abs() > high.abs(), scale, -scale)
+            steps = (edge / scale).round()
+            scale = torch.where(steps == 0, scale, edge / steps)
+            bias = torch.where(steps == 0, torch.zeros_like(edge), edge)
+            groups.sub_(bias).div_(scale).round_().clamp_(0, self.most).mul_(scale).add_(bias)
+
+    @torch.no_grad()
+    def __exit__(self, *_) -> None:
+        for p, kept in zip(self.weights, self.kept, strict=True):
+            p.copy_(kept)
+
+
 @torch.no_grad()
 def held_out_loss(model, topics: list[Topic], encoder: Encoder, device: str) -> dict[str, float]:
     """Mean loss per answer token after held-out questions, without and with an instruction.
@@ -335,7 +383,7 @@ def train(topics: list[Topic], tokenizer, args: argparse.Namespace) -> LlamaForC
         LlamaConfig(
             hidden_size=args.width,
             num_hidden_layers=args.layers,
-            intermediate_size=64 * round(args.width * 8 / 3 / 64),
+            intermediate_size=4 * args.width,
             num_attention_heads=args.width // 64,
             num_key_value_heads=args.width // 64,
             rms_norm_eps=1e-5,
@@ -378,16 +426,21 @@ def train(topics: list[Topic], tokenizer, args: argparse.Namespace) -> LlamaForC
         task = progress.add_task("training", total=args.steps, completed=first)
         began = time.perf_counter()
         feed = batches(topics, encoder, args, first)
+        behind = concurrent.futures.ThreadPoolExecutor(1)
+        coming = behind.submit(next, feed)
         for step in range(first, args.steps):
-            ids, weights, about, asked, pushes = (torch.from_numpy(a).to(device) for a in next(feed))
+            ids, weights, about, asked, pushes = (torch.from_numpy(a).to(device) for a in coming.result())
+            coming = behind.submit(next, feed)
             if not shifts.ready:  # nothing yet to push with: these rows wait
                 weights = weights * (pushes.abs().sum((0, 2, 3)) == 0)[:, None]
             shifts.begin(asked[:, :-1], pushes[:, :, :-1])
             for group in optimizer.param_groups:
                 group["lr"] = args.rate * rate(step)
-            with torch.autocast(device, dtype=torch.bfloat16):
-                loss, topic_loss = loss_of(model, ids, weights, about, head)
-            loss.backward()
+            late = step >= args.steps * (1 - ROUNDED)
+            with Rounded(model, args.bits) if late else contextlib.nullcontext():
+                with torch.autocast(device, dtype=torch.bfloat16):
+                    loss, topic_loss = loss_of(model, ids, weights, about, head)
+                loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             optimizer.zero_grad()
@@ -404,11 +457,13 @@ def train(topics: list[Topic], tokenizer, args: argparse.Namespace) -> LlamaForC
                 }
                 torch.save(saved, checkpoint.with_suffix(".tmp"))
                 checkpoint.with_suffix(".tmp").replace(checkpoint)
+                with Rounded(model, args.bits) if late else contextlib.nullcontext():
+                    held_out = held_out_loss(model, topics, encoder, device)
                 entry = {
                     "step": step + 1,
                     "loss": round(sum(losses) / len(losses), 4),
                     "topic_loss": round(sum(topic_losses) / len(topic_losses), 4),
-                    **{f"held_out_{k}": round(v, 4) for k, v in held_out_loss(model, topics, encoder, device).items()},
+                    **{f"held_out_{k}": round(v, 4) for k, v in held_out.items()},
                     "tokens_per_second": round(seen / (time.perf_counter() - began)),
                 }
                 with log_path.open("a") as log:

@@ -2,7 +2,9 @@
 
 import io
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -243,6 +245,35 @@ def test_paths_follow_the_home(home, capsys):
     lines = capsys.readouterr().out.strip().splitlines()
     assert len(lines) >= 4
     assert all(str(home) in line for line in lines)
+
+
+def test_of_the_cache_only_whole_chat_models_are_offered(tiny_model_path, tmp_path):
+    def cached(name, **config):
+        folder = tmp_path / f"models--me--{name}"
+        (folder / "refs").mkdir(parents=True)
+        (folder / "refs" / "main").write_text("abc")
+        shutil.copytree(tiny_model_path, folder / "snapshots" / "abc")
+        known = json.loads((tiny_model_path / "config.json").read_text())
+        (folder / "snapshots" / "abc" / "config.json").write_text(json.dumps(known | config))
+        return folder / "snapshots" / "abc"
+
+    cached("whole")
+    cached("reader", model_type="bert")
+    index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model.safetensors"}}
+    (cached("half") / "model.safetensors.index.json").write_text(json.dumps(index))
+    environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path)}
+
+    def run(*arguments):
+        command = [sys.executable, "-m", "mlx_emotion", *arguments]
+        return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+    shown = run("models", "--json")
+    assert [m["model"] for m in json.loads(shown.stdout)] == ["embedded", "me/whole"]
+    assert "me/half: 1 of its weight files are not here (model-00001-of-00002.safetensors)" in shown.stderr
+    assert "me/reader: mlx-lm has no chat model of the kind bert" in shown.stderr
+    refused = run("generate", "hi", "--model", "me/half")
+    assert refused.returncode == 1
+    assert "me/half is only partly cached on this machine and HF_HUB_OFFLINE is set" in refused.stderr
 
 
 def test_models_lists_the_embedded_one(capsys):

@@ -43,6 +43,20 @@ def test_between_two_items_the_thread_does_other_work(engine):
     assert [next(one), next(two), engine.run(lambda: "job"), next(one), next(two)] == ["a", "x", "job", "b", "y"]
 
 
+def test_carried_items_come_along_with_the_one_after_them(engine):
+    begun = []
+
+    def work():
+        for item in (1, "a", 2, 3, "b", 4):
+            begun.append(item)
+            yield item
+
+    stream = engine.stream(work, carried=int)
+    assert [next(stream), list(begun)] == [1, [1, "a"]]
+    assert [next(stream), list(begun)] == ["a", [1, "a"]]
+    assert list(stream) == [2, 3, "b", 4]
+
+
 def test_closing_a_stream_stops_and_closes_the_work(engine):
     stop, closed = threading.Event(), threading.Event()
 

@@ -74,14 +74,22 @@ class EmotionApp(App[None]):
         self.model: Model | None = None
         self.chat: Chat | None = None
         self.catalogue: Mapping[str, Emotion] = CATALOGUE
-        self.loader = Loader(self, model, load or (lambda name: mlx_emotion.load(name, **(loading or {}))))
+        self.loader = Loader(self, model, load or self._load)
         self.feelings = Feelings(self, str(self.options.get("history", "keep")), bool(self.options.get("guard", True)))
         self.talk = Talk(self)
+        self._first, self._loading = model, dict(loading or {})
         self._first_feeling = feeling
         self._make_store = store
         self._status = ""
         self._standing = ""  # what is wrong for as long as the app is open
         self._memory = 0
+
+    def _load(self, name: str | None) -> Model:
+        """``mlx_emotion.load`` as the command line says; its pack and adapter are those of its own model alone."""
+        given = self._loading
+        if name != self._first:
+            given = {key: given[key] for key in ("site", "trust_remote_code") if key in given}
+        return mlx_emotion.load(name, **given)
 
     # Frame.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
 SLOWLY = 3
 """The words are painted so many times for once that the header and the meter are, which are far from them: textual
 looks at every widget between two that have changed."""
+SHARE, PATIENCE = 0.1, 0.5
+"""Most of this thread's time that goes into painting a reply, for a fast model loses as much; and the most seconds
+between two paintings all the same."""
 REMEMBERED = 100
 """Exchanges of a stored conversation that are given to the model again; its context may hold fewer."""
 
@@ -58,6 +62,7 @@ class Talk:
         self._unsaved: list[tuple[Exchange, Reply]] = []
         self._message: ReplyMessage | None = None
         self._paintings = 0
+        self._painted = self._used = 0.0
 
     @property
     def transcript(self) -> Transcript:
@@ -194,8 +199,13 @@ class Talk:
     async def drain(self) -> None:
         """Paint what has come since the last time."""
         speaking, message = self.speaking, self._message
-        if speaking is None:
+        if speaking is None or not speaking.inbox:
             return
+        now, used = time.monotonic(), time.thread_time()
+        pause = min(PATIENCE, (used - self._used) / SHARE)
+        if now < self._painted + pause and not isinstance(speaking.inbox[-1], Ended):
+            return
+        self._painted, self._used = now, used
         text: list[str] = []
         thoughts: list[str] = []
         index, ended = -1, None

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from .options import ADAPTER, MODEL, SITE, TRUST
 from .progress import progress_bar, stop_on_interrupt
-
-if TYPE_CHECKING:
-    from ..model import Model
-    from ..vectors import EmotionVectors
 
 
 @click.command(name="calibrate")
@@ -38,6 +32,7 @@ def command(
     Without PACK, the model's own pack on this machine.
     """
     from .. import load
+    from ..calibration import Calibration
     from ..errors import PackError
     from ..options import check_seed
     from ..vectors import EmotionVectors, shipped_packs
@@ -56,16 +51,9 @@ def command(
         path = Path(vectors.path)
         if not pack and path.parent == shipped_packs():
             raise PackError(f"{path} ships with the package; name it to calibrate it, or extract a pack of your own")
-        calibrate_pack(loaded, vectors, seed, stop)
+        with progress_bar("calibrating") as update:
+            loaded.run(lambda voice: Calibration(voice, vectors, seed, stop.is_set).run(update))
         vectors.save(path)
     for name, entry in vectors.info.emotions.items():
         click.echo(f"{name:12}{entry['scale']:g}")
     click.echo(f"{'base':12}{vectors.info.base_scale:g}")
-
-
-def calibrate_pack(model: Model, pack: EmotionVectors, seed: int, stop: threading.Event) -> None:
-    """Calibrate ``pack`` on ``model`` with a progress bar."""
-    from ..calibration import Calibration
-
-    with progress_bar("calibrating") as update:
-        model.run(lambda voice: Calibration(voice, pack, seed, stop.is_set).run(update))

@@ -85,6 +85,7 @@ def command(**given: Any) -> None:
         given["go_emotions"],
         given["perplexity_model"],
         given["labels"],
+        trust_remote_code=given["trust_remote_code"],
         **({"metrics": tuple(given["metrics"])} if given["metrics"] else {}),
     )
     if stage in (None, "score"):

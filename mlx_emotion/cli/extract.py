@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from .options import ADAPTER, MODEL, SITE, TRUST
-from .progress import progress_bar, stop_on_interrupt
+from .progress import stage_bars, stop_on_interrupt
 
 
 @click.command(name="extract")
@@ -60,7 +60,7 @@ def command(
     goes on where it was.
     """
     from ..errors import UsageError
-    from ..extraction import Extraction, Plan, Progress
+    from ..extraction import Plan
     from ..options import check_seed
 
     check_seed(seed)
@@ -68,27 +68,22 @@ def command(
     plan = Plan.make(names, queries, limit, max_tokens, keep_samples, method, define, think)
     from .. import load
 
-    voice_of = load(model, site=site or "attention", adapter=adapter, trust_remote_code=trust_remote_code)
-    from ..library import lost_by, pack_path
+    loaded = load(model, site=site or "attention", adapter=adapter, trust_remote_code=trust_remote_code)
+    from ..library import lost_by, make_pack, pack_path
 
-    path = Path(output) if output else pack_path(voice_of)
-    if not output and (lost := lost_by(voice_of, plan)):
+    path = Path(output) if output else pack_path(loaded)
+    if not output and (lost := lost_by(loaded, plan)):
         raise UsageError(f"{lost}; give --output, and `mlx-emotion vectors merge` joins two packs")
-    with stop_on_interrupt() as stop:
-        extraction = voice_of.run(Extraction, plan, batch_size, restart)
-        if extraction.resumed:
-            click.echo(f"going on: {extraction.resumed} of {plan.total} answers are there", err=True)
-        with progress_bar("extracting") as update:
-
-            def report(p: Progress) -> None:
-                update(p.done, p.total, f"{p.tokens} tokens")
-
-            pack = voice_of.run(lambda _: extraction.run(report, stop.is_set))
-        pack.save(path)
-        if not no_calibrate:
-            from .calibrate import calibrate_pack
-
-            calibrate_pack(voice_of, pack, seed, stop)
-            pack.save(path)
-        extraction.forget()
+    with stop_on_interrupt() as stop, stage_bars() as show:
+        make_pack(
+            loaded,
+            progress=show,
+            stopped=stop.is_set,
+            plan=plan,
+            path=path,
+            batch_size=batch_size,
+            calibrate=not no_calibrate,
+            seed=seed,
+            restart=restart,
+        )
     click.echo(str(path))

@@ -13,27 +13,24 @@ from .options import print_table
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
 def command(as_json: bool) -> None:
     """Which usable models are on this machine, and which have a pack."""
-    from ..errors import MLXEmotionError
-    from ..model import find_packs
-    from ..models import default_model, identify, local_models, quantization
+    from ..library import available
+    from ..models import default_model
 
     rows = []
-    for name, path, size in local_models():
-        try:
-            identity, config = identify(str(path))
-        except MLXEmotionError as error:
-            click.echo(f"{name}: {error}", err=True)
+    for m in available():
+        if m.identity is None:
+            click.echo(f"{m.name}: {m.problem}", err=True)
             continue
         rows.append(
             {
-                "model": name,
-                "architecture": identity.architecture,
-                "layers": identity.layers,
-                "width": identity.width,
-                "quantization": quantization(config),
-                "megabytes": round(size / 1e6, 1),
-                "packs": [p.stem for p in find_packs(identity)],
-                "default": name == default_model(),
+                "model": m.name,
+                "architecture": m.identity.architecture,
+                "layers": m.identity.layers,
+                "width": m.identity.width,
+                "quantization": m.quantization,
+                "megabytes": round(m.bytes / 1e6, 1),
+                "packs": [p.stem for p in m.packs],
+                "default": m.name == default_model(),
             }
         )
     if as_json:

@@ -6,6 +6,12 @@ import contextlib
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from ..library import Step
 
 
 @contextlib.contextmanager
@@ -41,6 +47,24 @@ def progress_bar(label: str) -> Iterator[Callable[[int, int, str], None]]:
             bar.update(task, completed=done, total=total, note=note)
 
         yield update
+
+
+@contextlib.contextmanager
+def stage_bars() -> Iterator[Callable[[Step], None]]:
+    """A bar for each stage of the making of a pack, one after the other."""
+    with contextlib.ExitStack() as shown:
+        stage, update = "", None
+
+        def show(step: Step) -> None:
+            nonlocal stage, update
+            if step.stage != stage or update is None:
+                shown.close()
+                if step.began:
+                    click.echo(f"going on: {step.began} of {step.total} answers are there", err=True)
+                stage, update = step.stage, shown.enter_context(progress_bar(step.stage))
+            update(step.done, step.total, step.note)
+
+        yield show
 
 
 @contextlib.contextmanager

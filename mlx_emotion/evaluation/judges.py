@@ -255,8 +255,9 @@ class LocalChat:
 
     batch = 16
 
-    def __init__(self, model: str, kind: str) -> None:
-        self.kind, self.name, self.label, self._model = kind, f"{model}:{kind}", f"{Path(model).name}, local", model
+    def __init__(self, model: str, kind: str, trust_remote_code: bool = False) -> None:
+        self.kind, self.name, self.label = kind, f"{model}:{kind}", f"{Path(model).name}, local"
+        self._model, self._trusted = model, trust_remote_code
 
     def check(self) -> None:
         from ..models import resolve
@@ -267,22 +268,22 @@ class LocalChat:
         from ..engine import shared
 
         prompts = [ASK[self.kind].format(question=i.question, answer=i.answer) for i in items]
-        replies = shared().run(_local_replies, self._model, prompts)
+        replies = shared().run(_local_replies, self._model, prompts, self._trusted)
         return [read_verdict(self.kind, r) for r in replies]
 
 
 @functools.lru_cache(maxsize=1)
-def local_model(name: str, adapter: str | None = None) -> Any:
+def local_model(name: str, adapter: str | None = None, trust_remote_code: bool = False) -> Any:
     """A judge model, kept loaded; on the engine's thread."""
     from ..models import load_model
 
-    return load_model(name, adapter=adapter)
+    return load_model(name, adapter=adapter, trust_remote_code=trust_remote_code)
 
 
-def _local_replies(model: str, prompts: list[str]) -> list[str]:
+def _local_replies(model: str, prompts: list[str], trust_remote_code: bool) -> list[str]:
     from mlx_lm import batch_generate
 
-    loaded = local_model(model)
+    loaded = local_model(model, trust_remote_code=trust_remote_code)
     template = loaded.template
     tokens = [template.encode(template.render([{"role": "user", "content": p}])) for p in prompts]
     return batch_generate(loaded.model, loaded.tokenizer, tokens, max_tokens=96).texts
@@ -351,11 +352,13 @@ class Endpoint:
 # Choosing and asking.
 
 
-def chat_judge(spec: str, kind: str) -> Judge:
+def chat_judge(spec: str, kind: str, trust_remote_code: bool = False) -> Judge:
     """The judge of ``topic`` or ``scores``: ``builtin``, a local model, or ``URL#MODEL``."""
     if spec == BUILTIN:
         return builtin(kind)
-    return Endpoint(spec, kind) if spec.startswith(("http://", "https://")) else LocalChat(spec, kind)
+    if spec.startswith(("http://", "https://")):
+        return Endpoint(spec, kind)
+    return LocalChat(spec, kind, trust_remote_code)
 
 
 def classifier(spec: str, kind: str, labels: Sequence[str]) -> Judge:

@@ -64,7 +64,10 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Judging:
-    """Who judges. ``builtin`` needs nothing; see ``judges`` for what else each may be."""
+    """Who judges. ``builtin`` needs nothing; see ``judges`` for what else each may be.
+
+    ``trust_remote_code`` is for models that judge: whether Python code that comes with them may run.
+    """
 
     judge: str = BUILTIN
     classifier: str = BUILTIN
@@ -72,6 +75,7 @@ class Judging:
     perplexity: str = SELF
     labels: str | None = None
     metrics: tuple[str, ...] = METRICS
+    trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
         if unknown := [m for m in self.metrics if m not in METRICS]:
@@ -108,13 +112,15 @@ class Verdicts:
             return ask(rows)
         return self._all(judge.name, judge.label, rows, judge.batch, ask)
 
-    def perplexity(self, model: str, rows: Sequence[Row], adapter: str | None = None) -> list[float | None]:
+    def perplexity(
+        self, model: str, rows: Sequence[Row], adapter: str | None = None, trust_remote_code: bool = False
+    ) -> list[float | None]:
         """Perplexity of *query + " " + answer* under ``model``, with the LoRA ``adapter`` on it if there is one."""
         from ..engine import shared
 
         def ask(part: Sequence[Row]) -> list[Any]:
             texts = [f"{r['question']} {r['answer']}" for r in part]
-            found = shared().run(lambda: dict(perplexities(local_model(model, adapter), texts)))
+            found = shared().run(lambda: dict(perplexities(local_model(model, adapter, trust_remote_code), texts)))
             return [found[i] for i in range(len(texts))]
 
         judge = f"{model}:perplexity" if adapter is None else f"{model} with {adapter}:perplexity"
@@ -203,9 +209,9 @@ def _judge_rows(
         return emotion_absolute({e: verdict.get(e, 0.0) for e in EAS_EMOTIONS})
 
     if "adherence" in judging.metrics:
-        ask("adherence", chat_judge(judging.judge, "topic"), table, "adherence")
+        ask("adherence", chat_judge(judging.judge, "topic", judging.trust_remote_code), table, "adherence")
     if "eas" in judging.metrics:
-        ask("eas", chat_judge(judging.judge, "scores"), table, "eas", absolute)
+        ask("eas", chat_judge(judging.judge, "scores", judging.trust_remote_code), table, "eas", absolute)
     if "eps" in judging.metrics:
         judge = classifier(judging.classifier, "emotional", EPS_LABELS)
         ask("eps", judge, table, "emotional", lambda v: int(v == EPS_LABELS[2]))
@@ -216,7 +222,8 @@ def _judge_rows(
         itself = judging.perplexity == SELF
         name = model["name"] if itself else judging.perplexity
         judges["perplexity"] = f"{Path(name).name}{', the model itself' if itself else ''}"
-        for row, value in zip(table, known.perplexity(name, table, model.get("adapter") if itself else None)):
+        adapter = model.get("adapter") if itself else None
+        for row, value in zip(table, known.perplexity(name, table, adapter, judging.trust_remote_code)):
             row["perplexity"] = value
     if circumplex := [r for r in rows if r["part"] == "circumplex"]:
         ask("circumplex", go_emotions(judging.go_emotions, list(directions)), circumplex, "top")

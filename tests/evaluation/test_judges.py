@@ -225,3 +225,17 @@ def test_an_endpoint_without_a_model_name():
 def test_a_local_model_is_asked_and_its_nonsense_is_missing(tiny_model_path):
     judge = judges.chat_judge(str(tiny_model_path), "topic")
     assert judge.judge(ITEMS[:2]) == [None, None]
+
+
+def test_a_judges_own_code_runs_only_where_that_is_allowed(monkeypatch):
+    given = []
+
+    def load_model(name, **options):
+        given.append(options["trust_remote_code"])
+        raise OSError(name)
+
+    monkeypatch.setattr("mlx_emotion.models.load_model", load_model)
+    for allowed in (False, True):
+        with pytest.raises(OSError, match="with-code"):
+            judges.chat_judge("with-code", "topic", allowed).judge(ITEMS[:1])
+    assert given == [False, True]

@@ -171,6 +171,31 @@ async def test_a_model_that_cannot_be_loaded_and_then_one_that_can(fake, monkeyp
         await answered(pilot, 1)
 
 
+async def test_a_pack_that_does_not_fit_and_then_another_model(fake, monkeypatch):
+    asked = []
+
+    def load(name, **given):
+        asked.append((name, given))
+        if "vectors" in given:
+            raise MLXEmotionError("p.safetensors is not for this model: width 64, wanted 192")
+        return fake
+
+    monkeypatch.setattr(mlx_emotion, "load", load)
+    monkeypatch.setattr(mlx_emotion, "available", lambda: [Available("other", "/x", 5_000_000, "4-bit", ("p",))])
+    given = {"vectors": "p.safetensors", "adapter": "a", "site": "residual"}
+    app = EmotionApp("one", loading=given, settings=Settings(animation=False))
+    async with app.run_test(size=(140, 30)) as pilot:
+        await until(pilot, lambda: "p.safetensors is not for this model: width 64" in text_of(app))
+        await pilot.press("ctrl+l")
+        await until(pilot, lambda: "has a pack" in text_of(app))
+        await pilot.press("enter")
+        await ready(pilot)
+        await pilot.press("escape")
+        await say(pilot, "hello")
+        await answered(pilot, 1)
+    assert asked == [("one", given), ("other", {"site": "residual"})]
+
+
 async def test_loading_can_be_cancelled(fake, monkeypatch):
     slow, gate = Fake(id="slow"), threading.Event()
 
