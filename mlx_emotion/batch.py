@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .session import Voice
+from .session import Voice, seeded
 from .steering import Dose, Row, Sums
 from .templates import until_stop
 from .thinking import ANSWER, PROMPT_TAIL, Thoughts, answer_tokens
@@ -70,6 +70,7 @@ def run_batch(
     top_p: float = 1.0,
     capture: bool = False,
     pieces: bool = False,
+    seed: int | None = None,
     stopped: Callable[[], bool] = lambda: False,
     dropped: Callable[[Any], bool] = lambda _: False,
 ) -> Iterator[Piece | Finished]:
@@ -77,8 +78,9 @@ def run_batch(
 
     Jobs are taken from the iterator only as rows come free, so memory does not grow with their
     number. Each token passes through the model once; with ``capture``, activations are summed on the
-    way. ``pieces`` also yields text as it comes; a sequence whose key is ``dropped`` after a piece of it is
-    taken out unfinished. Must run on the thread that owns MLX.
+    way. ``seed`` makes sampling the same whatever else the thread does meanwhile. ``pieces`` also yields
+    text as it comes; a sequence whose key is ``dropped`` after a piece of it is taken out unfinished. Must
+    run on the thread that owns MLX.
     """
     import mlx.core as mx
     from mlx_lm.generate import BatchGenerator
@@ -105,6 +107,7 @@ def run_batch(
     source = iter(jobs)
     running: dict[int, tuple[Job, Row, list[int], _Reader]] = {}
     exhausted = False
+    rounds = seeded(iter(generator.next_generated, None), seed) if seed is not None else None
     try:
         while not stopped():
             while not exhausted and len(running) < batch_size:
@@ -123,7 +126,7 @@ def run_batch(
                 running[uid] = (job, row, [], reader)
             if not running:
                 return
-            for response in generator.next_generated():
+            for response in generator.next_generated() if rounds is None else next(rounds):
                 job, row, tokens, reader = running[response.uid]
                 if response.finish_reason != "stop":
                     tokens.append(response.token)

@@ -9,9 +9,12 @@ replies the model gives when *asked* to be emotional; and the replies must not r
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,13 +23,14 @@ from . import queries as query_sets
 from .batch import Finished, Job, run_batch
 from .emotions import BASE, instructions
 from .errors import Interrupted
+from .files import atomic_write, extraction_folder
 from .guard import distinct_2
 from .session import Voice
 from .vectors import EmotionVectors
 
 PROMPTS = 16
-MARGIN = 1.0
-"""How much less likely per token, in nats, than the model's own emotional replies: e times the perplexity."""
+MARGIN = 0.5
+"""How much less likely per token, in nats, than the model's own emotional replies: 1.65 times the perplexity."""
 DISTINCT = 0.9
 LARGEST = 32.0
 STEPS = 4
@@ -72,7 +76,9 @@ class Calibration:
             assert isinstance(done, Finished)
             replies[done.key] = done.tokens
         if self.stopped():
-            raise Interrupted("calibration stopped; the pack keeps the scales it had")
+            raise Interrupted(
+                "calibration stopped, the pack keeps the scales it had; the same command goes on from here"
+            )
         return [replies[i] for i in range(len(prompts))]
 
     def _likelihood(self, prompts: list[list[int]], replies: list[list[int]]) -> np.ndarray:
@@ -135,16 +141,27 @@ class Calibration:
         return low or high  # nothing tried was fluent: the smallest
 
     def run(self, progress: Callable[[int, int, str], None] | None = None) -> None:
-        """Set the scale of every emotion of the pack, and of its base vector."""
+        """Set the scale of every emotion of the pack, and of its base vector.
+
+        The pack changes at the end, all at once. What an interrupted run had found is kept in a file and taken up.
+        """
         names = [*self.pack, BASE]
-        for n, name in enumerate(names):
+        identity = self.voice.loaded.identity
+        path = extraction_folder() / f"calibration-{identity.fingerprint[:16]}-{self.voice.taps.site}.json"
+        found = _kept(path)
+        keys = [self._key(name) for name in names]
+        for n, (name, key) in enumerate(zip(names, keys)):
             if progress:
                 progress(n, len(names), name)
-            scale = round(self.scale(name), 4)
+            if key not in found:
+                found[key] = round(self.scale(name), 4)
+                with atomic_write(path) as temporary:
+                    temporary.write_text(json.dumps(found))
+        for name, key in zip(names, keys):
             if name == BASE:
-                self.pack.info.base_scale = scale
+                self.pack.info.base_scale = found[key]
             else:
-                self.pack.info.emotions[name]["scale"] = scale
+                self.pack.info.emotions[name]["scale"] = found[key]
         self.pack.info.calibration = {
             "method": "likelihood",
             "margin_nats": round(MARGIN, 4),
@@ -153,5 +170,23 @@ class Calibration:
             "temperature": TEMPERATURE,
             "seed": self.seed,
         }
+        path.unlink(missing_ok=True)
         if progress:
             progress(len(names), len(names), "")
+
+    def _key(self, name: str) -> str:
+        """What the scale of ``name`` depends on, as a hash."""
+        digest = hashlib.sha256(np.ascontiguousarray(self.pack[name], np.float32).tobytes())
+        settings = (self.asked(name), self.plain, self.seed, self.voice.taps.layers, MARGIN, DISTINCT, STEPS)
+        digest.update(repr(settings).encode())
+        return digest.hexdigest()[:32]
+
+
+def _kept(path: Path) -> dict[str, float]:
+    """The scales that an interrupted calibration left; none from a file that is not as it was written."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    good = isinstance(found, dict) and all(isinstance(v, float | int) and 0 < v <= LARGEST for v in found.values())
+    return found if good else {}

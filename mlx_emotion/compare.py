@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from .emotions import Feeling
 from .errors import UsageError
 from .events import Done, GuardTripped, Token
+from .options import check_seed, check_text
 from .session import Session, Turn
 
 MOST = 6
@@ -35,10 +36,11 @@ def compare(
     """
     if not message.strip():
         raise UsageError("the message is empty")
+    check_text(message, "the message")
+    check_seed(seed)
+    session.voice.check_open()
     if not 1 <= len(feelings) <= MOST:
         raise UsageError(f"{len(feelings)} feelings to compare, wanted 1 to {MOST}")
-    import mlx.core as mx
-
     from .batch import Job, Piece, run_batch
     from .guard import Guard
 
@@ -50,7 +52,6 @@ def compare(
     for n, s in enumerate(scales):
         prompt, history = session.outline([*session.turns, Turn(message)], s)
         jobs.append(Job(n, prompt, voice.dose(s), options.positions == "all", history, options.think))
-    mx.random.seed(seed)
     counts = [0] * len(jobs)
     firsts = [0.0] * len(jobs)
     guards = [Guard() for _ in jobs]
@@ -86,6 +87,7 @@ def compare(
         temperature=options.temperature,
         top_p=options.top_p,
         pieces=True,
+        seed=seed,
         stopped=stop.is_set,
         dropped=lambda n: n not in open_,
     )

@@ -81,7 +81,11 @@ class Engine:
         """``submit`` and wait. Work that is on the thread already runs at once."""
         if self.inside:
             return work(*args, **kwargs)
-        return self.submit(work, *args, **kwargs).result()
+        try:
+            return self.submit(work, *args, **kwargs).result()
+        except KeyboardInterrupt:
+            self.hurry = True  # the work itself goes on; the program's end shall not wait for it
+            raise
 
     def stream(
         self,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from .errors import Interrupted, ModelError
+from .errors import Interrupted, ModelError, PackError, UsageError
 from .files import packs_folder
 
 if TYPE_CHECKING:
@@ -55,10 +57,16 @@ def available() -> list[Available]:
 
 
 def pack_path(model: Model) -> Path:
-    """Where a pack made for ``model`` goes, and is looked for first."""
+    """Where a pack made for ``model`` goes: a place where no pack of another model, adapter or revision is."""
     from .model import stem
+    from .vectors import read_info
 
-    return packs_folder() / f"{stem(model.identity)}-{model.site}.safetensors"
+    name, mark = f"{stem(model.identity)}-{model.site}", model.identity.fingerprint
+    path = packs_folder() / f"{name}.safetensors"
+    with contextlib.suppress(PackError):  # none there, or a broken one
+        if read_info(path).model.fingerprint != mark:
+            return packs_folder() / f"{name}-{mark[:8]}.safetensors"
+    return path
 
 
 def lost_by(model: Model, plan: Plan) -> str:
@@ -103,19 +111,24 @@ def make_pack(
     calibrate: bool = True,
     seed: int = 0,
     restart: bool = False,
+    replace: bool = False,
 ) -> EmotionVectors:
     """Extract a pack for ``model``, calibrate it, save and use it.
 
     ``plan`` says what is extracted; without one, the shipped set, at most ``limit`` queries an emotion. ``path``
-    is where the pack goes, by default ``pack_path``; ``seed`` is for calibration's sampling. Goes on with an
-    earlier run of the same settings, unless ``restart``. Raises ``Interrupted`` when ``stopped`` says so; stopped
-    while calibrating, the pack is already there and in use, with scale 1 for intensity 1.0.
+    is where the pack goes, by default ``pack_path``; there a pack that has more is refused with ``UsageError``,
+    unless ``replace``. ``seed`` is for calibration's sampling. Goes on with an earlier run of the same settings,
+    unless ``restart``. Raises ``Interrupted`` when ``stopped`` says so; stopped while calibrating, the pack is
+    already there and in use, with the scales of the one before it, or 1.
     """
     from .calibration import Calibration
     from .extraction import Extraction, Plan, Progress
 
     plan = plan or Plan.make(limit=limit)
+    if path is None and not replace and (lost := lost_by(model, plan)):
+        raise UsageError(f"{lost}; it was left as it is")
     path = path or pack_path(model)
+    interrupted = threading.Event()
     tell = progress or (lambda _: None)
 
     def extract(voice: Voice) -> tuple[EmotionVectors, Extraction]:
@@ -126,22 +139,46 @@ def make_pack(
             tell(Step("extracting", p.done, p.total, began, f"{p.tokens} tokens"))
 
         tell(Step("extracting", began, plan.total, began))
-        pack = extraction.run(report, stopped)
+        pack = extraction.run(report, stopping)
+        if calibrate:
+            _take_scales(pack, path)
         pack.save(path)
         return pack, extraction
 
-    pack, extraction = model.run(extract)
+    def stopping() -> bool:
+        return interrupted.is_set() or stopped()
+
+    def run(work: Callable[[Voice], Any]) -> Any:
+        try:
+            return model.run(work)
+        except BaseException:  # Ctrl-C reaches the one who waits, not the engine
+            interrupted.set()
+            raise
+
+    pack, extraction = run(extract)
     model.use(pack)
     if calibrate:
-        if stopped():
-            raise Interrupted("stopped before calibration; the pack is in use, with scale 1 for intensity 1.0")
+        if stopping():
+            raise Interrupted("stopped before calibration; the pack is in use, not calibrated")
 
         def work(voice: Voice) -> None:
-            run = Calibration(voice, pack, seed, stopped)
-            run.run(lambda done, total, note: tell(Step("calibrating", done, total, note=note)))
+            calibration = Calibration(voice, pack, seed, stopping)
+            calibration.run(lambda done, total, note: tell(Step("calibrating", done, total, note=note)))
             pack.save(path)
 
-        model.run(work)
+        run(work)
         model.use(pack)
     extraction.forget()
     return pack
+
+
+def _take_scales(pack: EmotionVectors, path: Path) -> None:
+    """Until new ones are found, the scales of the pack in ``path``, if it is of the same model and site."""
+    from .vectors import read_info
+
+    with contextlib.suppress(PackError):
+        old = read_info(path)
+        if (old.model.fingerprint, old.site) == (pack.info.model.fingerprint, pack.info.site):
+            pack.info.base_scale = old.base_scale
+            for name in pack.info.emotions.keys() & old.emotions.keys():
+                pack.info.emotions[name]["scale"] = old.emotions[name].get("scale")

@@ -117,8 +117,9 @@ class Model:
 
     def use(self, vectors: EmotionVectors | str | Path | None, force: bool = False) -> None:
         """Take another pack. Raises ``PackError`` that lists every difference, unless ``force`` and the shapes fit."""
-        pack = check_pack(vectors, self.identity, self.site, force) if vectors is not None else None
         old = self._voice
+        old.check_open()
+        pack = check_pack(vectors, self.identity, self.site, force) if vectors is not None else None
         self._voice = Voice(old.loaded, old.taps, pack)
 
     def feeling(self, value: FeelingLike) -> Feeling:
@@ -209,7 +210,7 @@ class Chat:
 
     def feel(self, feeling: FeelingLike) -> Feeling:
         """Change the feeling; acts from the next token. Raises ``UsageError``."""
-        value = self._model.feeling(feeling)
+        value = parse_feeling(self._session.voice, feeling)
         self._session.feel(value)
         return value
 
@@ -232,10 +233,11 @@ class Chat:
 
         ``felt`` are (index of the first token, feeling), in order. What this model cannot feel counts as neutral.
         """
+        voice = self._session.voice
         steps = []
         for index, value in felt:
             try:
-                steps.append((index, self._model.feeling(value) if self._model.emotions else Feeling()))
+                steps.append((index, parse_feeling(voice, value) if voice.known else Feeling()))
             except UsageError:
                 steps.append((index, Feeling()))
         self._model._engine.run(self._session.add, user, reply, steps)
@@ -251,7 +253,7 @@ class Chat:
         """
         from .compare import compare
 
-        chosen = [self._model.feeling(f) for f in feelings]
+        chosen = [parse_feeling(self._session.voice, f) for f in feelings]
         stop = threading.Event()
         return self._model._engine.stream(lambda: compare(self._session, message, chosen, seed, stop), stop)
 
@@ -304,11 +306,12 @@ def load(
 
     ``model`` is a folder or a Hugging Face id; the configured default, else the embedded model,
     without one. ``vectors`` is a pack; without one, the pack on this machine that was made for this
-    model. ``site`` is ``attention`` or ``residual``: the pack's own, else ``attention``. ``layers``
+    model. ``site`` is ``attention`` or ``residual``: the pack's own, else ``attention``, unless there are only packs
+    for ``residual`` on this machine. ``layers``
     are the 0-based layers to steer, all by default. Raises ``ModelError`` or ``PackError``.
     """
     pack = EmotionVectors.load(vectors) if isinstance(vectors, str | Path) else vectors
-    place = site or (pack.info.site if pack is not None else "attention")
+    place = site or (pack.info.site if pack is not None else None)
     resolve(model, revision)  # here, so that a download does not keep the engine from its other work
     engine = shared()
 
@@ -320,9 +323,16 @@ def load(
 
 
 def make_voice(
-    loaded: LoadedModel, site: str, layers: Iterable[int] | None, pack: EmotionVectors | None, force: bool = False
+    loaded: LoadedModel,
+    site: str | None,
+    layers: Iterable[int] | None,
+    pack: EmotionVectors | None,
+    force: bool = False,
 ) -> Voice:
     """Tap and test a loaded model, and find its pack if none is given. On the thread that owns MLX."""
+    if site is None:
+        sites = {read_info(p).site for p in find_packs(loaded.identity)}
+        site = sites.pop() if len(sites) == 1 else "attention"
     taps = Taps(loaded.model, site, layers).attach()
     try:
         taps.self_test()
@@ -358,17 +368,17 @@ def extract(
 
     ``queries`` is a JSON file or an object, emotion -> questions; the shipped set by default.
     ``method`` is ``mean``, ``last`` or ``pca``; ``define`` a TOML file with emotions of your own.
-    An earlier, unfinished extraction of the same settings is gone on with, unless ``restart``. With ``think``
-    a thinking model reasons before it answers; that is no part of the means.
+    An earlier extraction of the same settings is gone on with, unless ``restart``. With ``think`` a thinking
+    model reasons before it answers; that is no part of the means. Ctrl-C stops it at a safe place.
     """
     from .extraction import Extraction, Plan
 
     plan = Plan.make(emotions, queries, limit, max_tokens, keep_samples, method, define, think)
 
-    def work(voice: Voice) -> EmotionVectors:
-        extraction = Extraction(voice, plan, batch_size, restart)
-        pack = extraction.run()
-        extraction.forget()
-        return pack
-
-    return model.run(work)
+    interrupted = threading.Event()
+    try:
+        # What was done stays in its file: nothing here knows whether the pack is safe already.
+        return model.run(lambda voice: Extraction(voice, plan, batch_size, restart).run(stopped=interrupted.is_set))
+    except BaseException:  # Ctrl-C reaches the one who waits, not the engine
+        interrupted.set()
+        raise

@@ -101,7 +101,6 @@ def resolve(name: str | None = None, revision: str | None = None) -> tuple[str, 
         raise ModelError(f"no model folder {name!r}; give a folder with config.json, or a Hugging Face id owner/name")
     from huggingface_hub import snapshot_download
     from huggingface_hub.constants import HF_HUB_OFFLINE
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
         local = Path(snapshot_download(name, revision=revision, allow_patterns=PATTERNS, local_files_only=True))
@@ -113,19 +112,21 @@ def resolve(name: str | None = None, revision: str | None = None) -> tuple[str, 
             raise ModelError(f"{name} is {held} cached on this machine and HF_HUB_OFFLINE is set") from None
         try:
             local = Path(snapshot_download(name, revision=revision, allow_patterns=PATTERNS))
-        except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        except Exception as error:  # the transport's own too, whose package differs between huggingface_hub versions
             raise ModelError(f"cannot get {name} from the Hugging Face hub: {_first_line(error)}") from None
     return name, local.name, local
 
 
 def missing_weights(path: Path) -> list[str]:
     """The weight files that the model in ``path`` has not got: what a download that was broken off leaves out."""
-    index = path / "model.safetensors.index.json"
-    wanted = {"model*.safetensors"}
-    if index.is_file():
-        with contextlib.suppress(OSError, ValueError, KeyError, AttributeError):
-            wanted = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    return sorted(name for name in wanted if not any(path.glob(name)))
+    if not any(path.glob("model*.safetensors")):
+        return ["model.safetensors"]
+    try:
+        index = json.loads((path / "model.safetensors.index.json").read_text(encoding="utf-8"))
+        wanted = {name for name in index["weight_map"].values() if name and Path(name).name == name}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):  # one file, or not as it should
+        return []
+    return sorted(name for name in wanted if not (path / name).is_file())
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -20,6 +20,7 @@ import numpy as np
 from .emotions import Feeling
 from .errors import UsageError
 from .events import Reading
+from .options import check_text
 from .vectors import EmotionVectors
 
 if TYPE_CHECKING:
@@ -171,8 +172,11 @@ class PromptReader:
         self._zero_last = np.mean([last for _, _, last in neutral], axis=0)
 
     def read(self, text: str) -> TextReading:
-        """The readings of ``text``. Raises ``UsageError`` for an empty text or one longer than the context."""
-        tokens, values, last = self._raw(text)
+        """The readings of ``text``.
+
+        Raises ``UsageError`` for an empty text, one longer than the context, or one with half characters.
+        """
+        tokens, values, last = self._raw(check_text(text, "the text"))
         return TextReading(self.names, tokens, values - self._zero, last - self._zero_last)
 
     def _raw(self, text: str) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import secrets
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .emotions import CATALOGUE, Emotion, Feeling
 from .errors import ModelError, PackError, UsageError
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from .readout import Projector
 
 Span = tuple[int, int | None, Dose | None]
+T = TypeVar("T")
 
 
 @dataclass
@@ -68,7 +70,7 @@ class Voice:
 
     def check_open(self) -> None:
         """Raise ``ModelError`` once it was closed: nothing would be steered any more."""
-        if self.closed:
+        if self.closed or not self.taps.attached:
             raise ModelError(f"{self.loaded.identity.id} was closed; load it again")
 
     @property
@@ -120,7 +122,6 @@ class Session:
         self.turns: list[Turn] = []
         self._wanted = (feeling, voice.scales(feeling, options.scale))
         self._stop = threading.Event()
-        self._refelt: Scales | None = None
         self._answering = False
         self._forget_cache()
 
@@ -132,7 +133,9 @@ class Session:
 
     def feel(self, feeling: Feeling) -> None:
         """Change the feeling: acts from the next token to be computed."""
-        self._wanted = (feeling, self.voice.scales(feeling, self.options.scale))
+        wanted = (feeling, self.voice.scales(feeling, self.options.scale))
+        if wanted != self._wanted:  # the same again is no change
+            self._wanted = wanted
 
     def stop(self) -> None:
         """End the reply under way; what came is kept."""
@@ -146,8 +149,6 @@ class Session:
 
     def change(self, options: Options) -> None:
         """Take other options from the next reply on."""
-        if options.history != self.options.history:
-            self._refelt = None
         self.options = options
         self.feel(self.feeling)
 
@@ -277,11 +278,12 @@ class Session:
         """(prompt ids, how many of them the cache holds, the row that steers), with ``_cache`` made ready."""
         from mlx_lm.models.cache import trim_prompt_cache
 
-        if self.options.history == "refeel" and self._refelt != scales:
-            for turn in self.turns[:-1]:
+        if self.options.history == "refeel":
+            others = [t for t in self.turns[:-1] if t.felt != [(-1, scales)]]
+            for turn in others:
                 turn.felt = [(-1, scales)]
-            self._forget_cache()
-            self._refelt = scales
+            if any(turn.answered for turn in others):
+                self._forget_cache()
         prompt, places = self._layout(self._fitting(self.turns))
         shared = next((i for i, (a, b) in enumerate(zip(self._cached, prompt)) if a != b), None)
         if shared is None:
@@ -308,7 +310,6 @@ class Session:
         return prompt, shared, row
 
     def _answer(self, seed: int | None) -> Iterator[Event]:
-        import mlx.core as mx
         from mlx_lm import stream_generate
         from mlx_lm.sample_utils import make_sampler
 
@@ -333,8 +334,6 @@ class Session:
         self._answering = True
         try:
             projector = voice.projector() if options.readout else None
-            # On this thread and for this reply: random state belongs to a thread.
-            mx.random.seed(seed)
             prompt, shared, row = self._prepare(scales)
             if muted:
                 row.set(None, len(prompt) - 1)
@@ -354,7 +353,7 @@ class Session:
             self._cached = []  # until the prompt is through, the cache is in no known state
             ends = voice.loaded.tokenizer.eos_token_ids
             try:
-                for response in stream:
+                for response in seeded(stream, seed):
                     if not count:
                         first = time.perf_counter() - began
                         self._cached = list(prompt)
@@ -433,6 +432,21 @@ class Session:
             timeline=tuple(timeline),
             thinking=said[THOUGHT].strip(),
         )
+
+
+def seeded(steps: Iterator[T], seed: int) -> Iterator[T]:
+    """``steps``, each with a random state of its own.
+
+    The state belongs to the thread, and between two steps other work on it may draw or seed, too.
+    """
+    import mlx.core as mx
+
+    for n in itertools.count():
+        mx.random.seed((seed * 1_000_003 + n) % 2**63)
+        step = next(steps, None)
+        if step is None:
+            return
+        yield step
 
 
 def _can_go_back(cache: list[Any]) -> bool:

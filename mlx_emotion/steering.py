@@ -123,25 +123,25 @@ class Taps:
         self.state = TapState(self.count)
         self.dtypes: list[mx.Dtype | None] = [None] * self.count
         self.width = 0
-        self._active = False
+        self.attached = False
 
     def attach(self) -> Taps:
-        if not self._active:
+        if not self.attached:
             if any(hasattr(m, "_untapped") for _, m in self._modules):
                 raise ModelError("this model is tapped already; remove those taps first")
             for index, module in self._modules:
                 module.__class__ = _tapped(type(module))
                 object.__setattr__(module, "_tap", (self.state, index))
-            self._active = True
+            self.attached = True
         return self
 
     def remove(self) -> None:
         """Give every module its own class back. Harmless when done twice."""
-        if self._active:
+        if self.attached:
             for _, module in self._modules:
                 module.__class__ = type(module)._untapped  # type: ignore[attr-defined]
                 object.__delattr__(module, "_tap")
-            self._active = False
+            self.attached = False
 
     def __enter__(self) -> Taps:
         return self.attach()

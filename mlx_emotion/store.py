@@ -264,6 +264,10 @@ class Store:
             if not row:
                 raise StoreError(f"no conversation {conversation!r}; it may have been deleted in another window")
             self._revisions[conversation] = row[0]["revision"]
+            return self._exchanges(conversation)
+
+    def _exchanges(self, conversation: str) -> list[Exchange]:
+        with self._lock:
             rows = self._read(
                 "SELECT * FROM exchanges WHERE conversation = ? AND dropped IS NULL ORDER BY position, rowid",
                 (conversation,),
@@ -311,15 +315,23 @@ class Store:
 
     # Exchanges and replies.
 
-    def add(self, conversation: str, exchange: Exchange) -> None:
-        """Append an exchange with what replies it has. Raises ``Conflict`` when another window did so first."""
+    def add(self, conversation: str, exchange: Exchange, instead_of: Exchange | None = None) -> None:
+        """Append an exchange with what replies it has, ``instead_of`` the one whose message has been edited.
+
+        Raises ``Conflict`` when another window has changed the conversation first.
+        """
         with self._next_revision(conversation) as db:
+            if instead_of is not None:
+                self._drop(db, instead_of)
             self._insert(db, conversation, exchange)
 
     def drop(self, conversation: str, exchange: Exchange) -> None:
-        """Take an exchange out of the conversation: its message is being edited. It stays in the file."""
+        """Take an exchange out of the conversation. It stays in the file."""
         with self._next_revision(conversation) as db:
-            db.execute("UPDATE exchanges SET dropped = ? WHERE id = ?", (now(), exchange.id))
+            self._drop(db, exchange)
+
+    def _drop(self, db: sqlite3.Connection, exchange: Exchange) -> None:
+        db.execute("UPDATE exchanges SET dropped = ? WHERE id = ?", (now(), exchange.id))
 
     def save_reply(self, exchange: Exchange, reply: Reply) -> None:
         """Write ``reply`` of ``exchange``, new or grown, and choose it."""
@@ -337,11 +349,15 @@ class Store:
 
     @contextlib.contextmanager
     def _next_revision(self, conversation: str) -> Iterator[sqlite3.Connection]:
-        """A transaction that fails with ``Conflict`` if another window has changed the conversation since."""
+        """A transaction that fails with ``Conflict`` if another window has changed the conversation since.
+
+        A conversation that one window has deleted and another one goes on with is back on the list.
+        """
         known = self._revisions.get(conversation, 0)
         with self._transaction() as db:
             done = db.execute(
-                "UPDATE conversations SET revision = revision + 1, updated = ? WHERE id = ? AND revision = ?",
+                "UPDATE conversations SET revision = revision + 1, updated = ?, deleted = NULL "
+                "WHERE id = ? AND revision = ?",
                 (now(), conversation, known),
             )
             if not done.rowcount:
@@ -390,7 +406,7 @@ class Store:
             raise StoreError(f"no conversation {conversation!r}")
         row = found[0]
         head = {n: row[n] for n in ("title", "model", "created", "updated")}
-        exchanges = [asdict(e) for e in self.exchanges(conversation)]
+        exchanges = [asdict(e) for e in self._exchanges(conversation)]
         return {"format": FORMAT, "version": FORMAT_VERSION, **head, "exchanges": exchanges}
 
     def import_(self, data: Any) -> str:

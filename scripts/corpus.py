@@ -331,13 +331,25 @@ class Dialogues:
             frame.insert(r.randrange(len(frame) + 1), None)
         telling = self._telling[topic.name]
         fill = [thing] if thing else []
+        if r.random() < 0.4:  # what is named counts for more than another topic's word beside it
+            fill = fill or [r.choice([w for w in telling if w in topic.keywords])]
+            fill.append(self._stray(topic))
         while len(fill) < r.choice((1, 1, 2, 3)):
             fill.append(r.choices(list(telling), telling.values())[0])
         gaps = [i for i, piece in enumerate(frame) if piece is None]
+        while len(gaps) < min(2, len(fill)):
+            frame.insert(r.randrange(len(frame) + 1), None)
+            gaps = [i for i, piece in enumerate(frame) if piece is None]
         for i in r.sample(gaps, min(len(gaps), len(fill))):
             frame[i] = fill.pop(0)
         text = " ".join(piece for piece in frame if piece)
         return text[0].upper() + text[1:] + ("" if text[-1] in ".!?" else r.choice(".?"))
+
+    def _stray(self, topic: Topic) -> str:
+        """A word that often stands in another topic, without naming it."""
+        other = self.random.choice([t for t in self.topics if not t.general and t is not topic])
+        known = {*other.keywords, *self._own[topic.name]}
+        return self.random.choice([w for w in self._own[other.name] if w not in known] or ["day"])
 
     def _careless(self, text: str, whole: bool = False) -> str:
         """``text`` as people type; unless ``whole``, sometimes with words left out."""

@@ -12,6 +12,8 @@ of them beside the paper's.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import fnmatch
 import json
 import shutil
 import subprocess
@@ -23,8 +25,8 @@ from mlx_emotion.emotions import BASIC
 from mlx_emotion.errors import MLXEmotionError, ModelError
 from mlx_emotion.evaluation.metrics import PAPER_TABLES, paper_rows
 from mlx_emotion.evaluation.plan import METHODS
-from mlx_emotion.evaluation.report import NONE, interval, number
-from mlx_emotion.models import PATTERNS, embedded_path
+from mlx_emotion.evaluation.report import NONE, interval, judged_by, not_comparable, number
+from mlx_emotion.models import PATTERNS, embedded_path, missing_weights
 
 SCALES = (-1, 0, 1, 2, 4)
 QUERIES, QUESTIONS = 100, 400
@@ -49,17 +51,19 @@ class Size:
 def size_of(model: str) -> Size:
     """Raises ``ModelError`` for a model that is neither here nor on the hub."""
     path = embedded_path() if model == "embedded" else Path(model).expanduser()
+    from huggingface_hub import HfApi, snapshot_download, try_to_load_from_cache
+
+    if not path.is_dir():
+        with contextlib.suppress(Exception):  # not in the cache
+            cached = Path(snapshot_download(model, allow_patterns=PATTERNS, local_files_only=True))
+            path = path if missing_weights(cached) else cached
     if path.is_dir():
         return Size(sum(f.stat().st_size for f in path.glob("*.safetensors")), 0)
-    import fnmatch
-
-    from huggingface_hub import HfApi, try_to_load_from_cache
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
     try:
         files = HfApi().model_info(model, files_metadata=True).siblings or []
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        raise ModelError(f"cannot find {model}: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # the transport's own too, whose package differs between huggingface_hub versions
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(f"cannot find {model}: {said}") from None
     wanted = [f for f in files if any(fnmatch.fnmatch(f.rfilename, p) for p in PATTERNS)]
     missing = [f for f in wanted if not isinstance(try_to_load_from_cache(model, f.rfilename), str)]
     weights = sum(f.size or 0 for f in wanted if f.rfilename.endswith(".safetensors"))
@@ -110,27 +114,33 @@ def commands(model: str, folder: Path, args: argparse.Namespace) -> list[list[st
 
 
 def summary(folders: dict[str, Path]) -> str:
-    """The base rows of all models, each above the paper's for the same scale."""
+    """The base rows of all models, each above the paper's for the same scale; then who judged."""
     columns = (
         ("perplexity", "perplexity_base", 2, 1), ("adherence", "topic_adherence_base", 1, 100),
         ("eps", "emotion_probability_base", 1, 100), ("eas", "emotion_absolute_base", 3, 1),
     )  # fmt: skip
     lines = ["| model | scale | perplexity | topic adherence % | EPS % | EAS | distinct-2 < 0.3 % |", "|" + "---|" * 7]
+    judges = []
     for model, folder in folders.items():
         scores = json.loads((folder / "evaluation" / "scores.json").read_text(encoding="utf-8"))
-        theirs, _ = paper_rows(model)
+        theirs, _ = paper_rows(scores["model"]["id"])
+        metrics = [m for m, *_ in columns]
+        judges.append(f"{model}: {judged_by(scores, metrics) or 'nothing'}.")
+        if theirs and (reason := not_comparable(scores, metrics)):
+            judges.append(f"**Not to be held against the paper's rows**: {reason}.")
         for condition in scores["conditions"]:
             scale = {"plain": 0.0}.get(condition["id"], condition["dose"])
             if condition["id"] != "plain" and not condition["id"].startswith("steering:base@"):
                 continue
-            metrics = condition["metrics"]
-            cells = [interval(metrics.get(m), digits, factor == 100) for m, _, digits, factor in columns]
-            cells.append(interval(metrics.get("low_distinct"), percent=True))
+            means = condition["metrics"]
+            cells = [interval(means.get(m), digits, factor == 100) for m, _, digits, factor in columns]
+            cells.append(interval(means.get("low_distinct"), percent=True))
             lines.append(f"| {model} | {scale:g} | " + " | ".join(cells) + " |")
             if theirs and f"{scale:g}" in PAPER_TABLES["perplexity_base"][theirs]:
                 cells = [number(factor * PAPER_TABLES[t][theirs][f"{scale:g}"], d) for _, t, d, factor in columns]
                 lines.append(f"| *paper: {theirs}* | {scale:g} | " + " | ".join([*cells, NONE]) + " |")
-    return "\n".join(["# Base vector, by model", "", *lines, ""])
+    judged = "\n\n".join(["Judged, but for the paper's rows, which have its own judges:", *judges])
+    return "\n".join(["# Base vector, by model", "", *lines, "", judged, ""])
 
 
 def main() -> int:

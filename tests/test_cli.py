@@ -13,6 +13,7 @@ import pytest
 
 import mlx_emotion
 from mlx_emotion.cli import main
+from mlx_emotion.cli.options import one_line
 from mlx_emotion.vectors import EmotionVectors, PackInfo
 
 
@@ -195,6 +196,12 @@ def test_save_writes_the_conversation(chat, tmp_path):
     assert [m["role"] for m in saved["messages"]] == ["user", "assistant"]
 
 
+def test_what_is_shown_keeps_its_characters_and_moves_nothing():
+    kept = "10\u00a0km, \u3000 \u200d \u00ad\n\t"
+    assert one_line(kept) == kept
+    assert one_line("a\x1b[31mb\rc\u202ed") == "a[31mbcd"
+
+
 def test_a_closed_pipe_is_no_error(tiny_model_path):
     call = f'"{sys.executable}" -m mlx_emotion generate hello --model "{tiny_model_path}" --max-tokens 400'
     done = subprocess.run(
@@ -259,6 +266,7 @@ def test_of_the_cache_only_whole_chat_models_are_offered(tiny_model_path, tmp_pa
 
     cached("whole")
     cached("reader", model_type="bert")
+    (cached("odd") / "model.safetensors.index.json").write_text('{"weight_map": {"a": "/x", "b": ""}}')
     index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model.safetensors"}}
     (cached("half") / "model.safetensors.index.json").write_text(json.dumps(index))
     environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path)}
@@ -268,7 +276,7 @@ def test_of_the_cache_only_whole_chat_models_are_offered(tiny_model_path, tmp_pa
         return subprocess.run(command, env=environment, capture_output=True, text=True)
 
     shown = run("models", "--json")
-    assert [m["model"] for m in json.loads(shown.stdout)] == ["embedded", "me/whole"]
+    assert [m["model"] for m in json.loads(shown.stdout)] == ["embedded", "me/odd", "me/whole"]
     assert "me/half: 1 of its weight files are not here (model-00001-of-00002.safetensors)" in shown.stderr
     assert "me/reader: mlx-lm has no chat model of the kind bert" in shown.stderr
     refused = run("generate", "hi", "--model", "me/half")

@@ -36,6 +36,40 @@ def test_same_seed_same_text_other_seed_other_text(model):
     assert model.generate("hello", max_tokens=2).seed != fresh.seed
 
 
+def test_two_replies_at_once_say_what_each_says_alone(model):
+    def stream(text, seed):
+        return model.chat("fear", max_tokens=12, temperature=1.0).stream(text, seed=seed)
+
+    alone = [[e.text for e in stream(*given) if isinstance(e, Token)] for given in (("hello", 5), ("there", 6))]
+    together = [[], []]
+    for pair in zip(stream("hello", 5), stream("there", 6)):
+        for said, event in zip(together, pair):
+            if isinstance(event, Token):
+                said.append(event.text)
+    assert together == alone
+
+
+def test_a_closed_model_refuses_also_where_it_was_given_another_pack(tiny_model_path):
+    closing = mlx_emotion.load(str(tiny_model_path))
+    chat = closing.chat(max_tokens=4)
+    closing.use(None)
+    closing.close()
+    for asked in (
+        lambda: say(chat, "hello"),
+        lambda: list(chat.compare("hello", ["neutral"])),
+        lambda: closing.use(None),
+    ):
+        with pytest.raises(MLXEmotionError, match="was closed"):
+            asked()
+
+
+def test_a_comparison_checks_what_it_is_given(model):
+    chat = model.chat(max_tokens=4)
+    for message, seed in ((" ", None), ("\ud800", None), ("hello", -1)):
+        with pytest.raises(UsageError):
+            list(chat.compare(message, ["fear"], seed))
+
+
 def test_the_feeling_acts_and_scale_replaces_intensity(model):
     plain = model.generate("hello", temperature=0, max_tokens=20)
     fear = model.generate("hello", "fear", temperature=0, max_tokens=20)
@@ -108,6 +142,18 @@ def test_refeel_is_as_if_it_had_been_felt_all_along(model):
     twin._session.turns[0].ended = turns[0].ended
     twin._session._forget_cache()
     assert say(twin, "and again")[-1].text == reply.text
+
+
+def test_refeel_computes_anew_what_was_felt_otherwise_within_a_reply(model):
+    chat = model.chat("fear", history="refeel", max_tokens=10)
+    for n, event in enumerate(chat.stream("hello", seed=1)):
+        if isinstance(event, Token) and n == 2:
+            chat.feel("joy")
+    chat.feel("fear")
+    second = say(chat, "and again", seed=1)[-1]
+    assert second.prefilled == second.prompt_tokens
+    third = say(chat, "and again", seed=1)[-1]
+    assert third.prefilled < third.prompt_tokens
 
 
 def test_again_answers_the_same_message(model):

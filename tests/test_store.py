@@ -90,6 +90,45 @@ def test_two_windows_conflict_and_nothing_is_lost(store, tmp_path):
     other.close()
 
 
+def test_an_edited_exchange_goes_when_the_new_one_is_stored(store, monkeypatch):
+    id_, old = store.create("m"), Exchange("tow")
+    store.add(id_, old)
+
+    def full(*_):
+        raise StoreError("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "_insert", full)
+        with pytest.raises(StoreError, match="full"):
+            store.add(id_, Exchange("two"), old)
+    assert [e.user for e in store.exchanges(id_)] == ["tow"]
+    store.add(id_, Exchange("two"), old)
+    assert [e.user for e in store.exchanges(id_)] == ["two"]
+
+
+def test_what_another_window_goes_on_with_is_no_longer_deleted(store, tmp_path):
+    id_ = store.create("m")
+    store.add(id_, Exchange("one"))
+    other = Store(tmp_path / "c.sqlite3")
+    other.delete(id_)
+    store.add(id_, Exchange("two"))
+    assert [c.exchanges for c in other.conversations()] == [2]
+    assert other.conversations(deleted=True) == []
+    other.close()
+
+
+def test_an_export_does_not_hide_what_another_window_adds(store, tmp_path):
+    id_ = store.create("m")
+    store.add(id_, Exchange("one"))
+    other = Store(tmp_path / "c.sqlite3")
+    other.exchanges(id_)
+    other.add(id_, Exchange("from elsewhere"))
+    assert len(store.export(id_)["exchanges"]) == 2
+    with pytest.raises(Conflict):
+        store.add(id_, Exchange("two"))
+    other.close()
+
+
 def test_delete_undelete_rename_find(store):
     first, second = store.create("m", "first"), store.create("m", "second")
     store.delete(second)

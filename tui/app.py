@@ -82,7 +82,9 @@ class EmotionApp(App[None]):
         self._make_store = store
         self._status = ""
         self._standing = ""  # what is wrong for as long as the app is open
+        self._not_resumed = ""
         self._memory = 0
+        self._next: tuple[Model, int] | None = None  # loaded, and waiting for the end of what is being said
 
     def _load(self, name: str | None) -> Model:
         """``mlx_emotion.load`` as the command line says; its pack and adapter are those of its own model alone."""
@@ -103,7 +105,7 @@ class EmotionApp(App[None]):
                 yield Static(id="feeling-line")
                 yield MessageBox(id="box")
             yield Panel(id="panel")
-        yield Footer(compact=True, show_command_palette=False)
+        yield Footer(compact=True)
 
     @property
     def transcript(self) -> Transcript:
@@ -161,7 +163,8 @@ class EmotionApp(App[None]):
             try:
                 await self.talk.open(store.find(self.resume or None).id)
             except MLXEmotionError as error:
-                self.warn(str(error))
+                self._not_resumed = str(error)
+                self.warn(self._not_resumed)
         await self._welcome(store)
 
     async def _welcome(self, store: Store) -> None:
@@ -224,19 +227,34 @@ class EmotionApp(App[None]):
         self.paint_header()
 
     def take(self, model: Model, memory: int) -> None:
-        """Go on with a model that has been loaded."""
-        old, self.model, self._memory = self.model, model, memory
-        if old is not None and old is not model:
-            self.loader.close(old)
+        """Go on with a model that has been loaded; during a reply or a comparison, when that has ended."""
+        if self._next is not None and self._next[0] not in (model, self.model):
+            self.loader.close(self._next[0])
+        self._next = (model, memory)
         self.loading_changed()
-        self.take_pack()
-        if self.options["readout"]:
-            self.run_worker(model.prepare, thread=True, group="prepare", exit_on_error=False)
+        if self.talk.busy:
+            self.notify(f"{model.id} is ready, and is taken when this has ended.", timeout=4, markup=False)
+        self.take_next()
 
     def take_pack(self) -> None:
-        """Begin anew with the model as it is: its pack, its emotions."""
-        model = self.model
-        assert model is not None
+        """Go on with the model in use as it is now: it has another pack."""
+        assert self.model is not None
+        self.take(self.model, self._memory)
+
+    def take_next(self) -> None:
+        """Take the model that has been waiting, if one has."""
+        if self._next is None or self.talk.busy:
+            return
+        old = self.model
+        (self.model, self._memory), self._next = self._next, None
+        if old is not None and old is not self.model:
+            self.loader.close(old)
+        self._begin_anew(self.model)
+        if self.options["readout"]:
+            self.run_worker(self.model.prepare, thread=True, group="prepare", exit_on_error=False)
+
+    def _begin_anew(self, model: Model) -> None:
+        """A new chat with a model and its pack, and its emotions in the panel."""
         try:
             wanted: Feeling | str = self._first_feeling if self.chat is None else self.feelings.current
             feeling = model.feeling(wanted) if model.emotions else Feeling()
@@ -250,14 +268,12 @@ class EmotionApp(App[None]):
         self.transcript.catalogue = self.catalogue
         felt.current = feeling
         self.panel.offer(model.emotions, self.catalogue, bool(self.options["readout"]))
-        if problem:
-            self.warn(problem)
-        elif not model.emotions:
-            self.warn("No emotion vectors for this model, so it answers neutrally. Ctrl+L can extract them.")
-        elif model.vectors is not None and not model.vectors.calibrated:
-            self.warn("This pack is not calibrated: 100 % is scale 1, which may be too weak or too strong.")
-        else:
-            self.warn("")
+        if not problem and not model.emotions:
+            problem = "No emotion vectors for this model, so it answers neutrally. Ctrl+L can extract them."
+        elif not problem and model.vectors is not None and not model.vectors.calibrated:
+            problem = "This pack is not calibrated: 100 % is scale 1, which may be too weak or too strong."
+        self.warn("\n".join(filter(None, (self._not_resumed, problem))))
+        self._not_resumed = ""
         self.paint()
         if self.talk.waiting:
             self.talk.waiting = False
@@ -287,11 +303,21 @@ class EmotionApp(App[None]):
 
     # What the keys call.
 
+    @property
+    def stops(self) -> str:
+        """What ``action_stop`` would end, as the footer says it."""
+        if any(finder.open for finder in self.query(messages.Finder)):
+            return "Close"
+        if self.talk.speaking is not None:
+            return "Stop"
+        return "Take back" if self.talk.waiting or self.talk.editing else ""
+
     def action_stop(self) -> None:
         """Stop the reply; with none, close what is open and go back to the message box."""
         if self.finder.open:
             self.finder.hide()
             self.action_message()
+            self.refresh_bindings()
         elif self.talk.speaking is not None:
             self.talk.stop()
         elif not self.talk.take_back():
@@ -342,6 +368,7 @@ class EmotionApp(App[None]):
 
     def action_find(self) -> None:
         self.finder.show()
+        self.refresh_bindings()
 
     def action_compare(self) -> None:
         from .compare import ask
@@ -353,15 +380,16 @@ class EmotionApp(App[None]):
 
         async def chosen(conversation: str | None) -> None:
             talk = self.talk
-            if conversation is not None:
-                try:
-                    await talk.open(conversation)
-                except MLXEmotionError as error:
-                    self.warn(str(error))
-            elif talk.conversation is not None and all(
-                c.id != talk.conversation for c in talk.store.conversations()
-            ):  # it has been deleted
-                await talk.new()
+            try:
+                if conversation is not None:
+                    if talk.idle():  # a message that waited for the model may have been sent meanwhile
+                        await talk.open(conversation)
+                elif talk.conversation is not None and all(
+                    c.id != talk.conversation for c in talk.store.conversations()
+                ):  # it has been deleted
+                    await talk.new()
+            except MLXEmotionError as error:
+                self.warn(str(error))
 
         if self.talk.idle():
             self.push_screen(ConversationsDialog(self.talk.store), chosen)
@@ -386,7 +414,12 @@ class EmotionApp(App[None]):
         """Leave; a reply under way is stopped and stored first."""
         self.painting.stop()
         self.talk.stop()
-        self.exit()
+        try:
+            self.talk.save_pending()
+        except MLXEmotionError as error:
+            self.exit(message=f"{error}. Not everything could be saved.")
+        else:
+            self.exit()
 
     def get_system_commands(self, screen: Screen) -> Iterable[SystemCommand]:
         if isinstance(screen, MainScreen):  # the one the palette was called from, not the palette

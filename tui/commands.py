@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, cast
 
 from textual.app import SystemCommand
-from textual.screen import Screen
+from textual.screen import ActiveBinding, Screen
 
 from .panel import binding
 
@@ -30,6 +31,17 @@ class MainScreen(Screen[None]):
         binding("new", "app.new", priority=True),
         binding("help", "app.help", show=True, label="Help", priority=True),
     ]
+
+    @property
+    def active_bindings(self) -> dict[str, ActiveBinding]:
+        """Those of now; the footer shows the one that stops while there is something to stop."""
+        label = cast("EmotionApp", self.app).stops
+        return {
+            key: active._replace(binding=replace(active.binding, show=bool(label), description=label))
+            if active.binding.id == "stop"
+            else active
+            for key, active in super().active_bindings.items()
+        }
 
 
 def commands(app: EmotionApp) -> Iterator[SystemCommand]:

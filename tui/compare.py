@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import secrets
+import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -15,12 +17,12 @@ from textual.screen import Screen
 from textual.widgets import Footer, SelectionList, Static
 from textual.widgets.selection_list import Selection
 
-from mlx_emotion import Done, Emotion, Exchange, Feeling, GuardTripped, MLXEmotionError, Reply, Store, Token
+from mlx_emotion import Done, Emotion, Exchange, Feeling, GuardTripped, MLXEmotionError, Reply, Token
 
 from .dialogs import Dialog
 from .looks import blend, felt
-from .speaking import finished
-from .talk import tell
+from .speaking import SAVE_EVERY, finished
+from .talk import Talk, tell
 
 if TYPE_CHECKING:
     from mlx_emotion import Answer, Chat
@@ -35,8 +37,9 @@ def ask(app: EmotionApp) -> None:
     """Ask under which feelings the message in the box is to be answered, and do it."""
 
     async def start(feelings: list[Feeling] | None) -> None:
-        if feelings:
-            await _open(app, feelings)
+        if not feelings or not await _open(app, feelings):
+            app.talk.comparing = False
+            app.take_next()
 
     text = app.box.text.strip()
     if not app.talk.can_speak() or app.model is None:
@@ -46,42 +49,55 @@ def ask(app: EmotionApp) -> None:
     elif not app.model.emotions:
         app.notify("This model has no emotion vectors to compare.", timeout=4)
     else:
+        app.talk.comparing = True
         app.push_screen(ChooseFeelings(app.model.emotions, app.catalogue, app.feelings.current), start)
 
 
-async def _open(app: EmotionApp, feelings: list[Feeling]) -> None:
-    """Store the message with its replies to be, and show the screen on which they are written."""
+async def _open(app: EmotionApp, feelings: list[Feeling]) -> bool:
+    """Store the message with its replies to be, and show the screen on which they are written; ``False`` if it fails.
+
+    A message that was being edited is compared as a new one.
+    """
     talk, chat = app.talk, app.chat
     assert chat is not None
-    replies = [replace(talk.blank(), feeling=str(f), timeline=((0, str(f)),)) for f in feelings]
+    seed = secrets.randbelow(2**31) if app.seed is None else app.seed
+    replies = [replace(talk.blank(), feeling=str(f), timeline=((0, str(f)),), seed=seed) for f in feelings]
     exchange = Exchange(app.box.text.strip(), tuple(replies))
     try:
         talk.save_pending()
         await talk.add(exchange)
     except MLXEmotionError as error:
         app.warn(f"{error}. Your message is still in the box.")
-        return
-    app.box.put("")
+        return False
+    app.box.put(talk.end_editing())
 
-    async def closed(result: tuple[Exchange, str | None] | None) -> None:
-        assert result is not None
-        ended, problem = result
+    async def closed(ended: Exchange | None) -> None:
+        assert ended is not None
+        problem = next((r.error for r in ended.replies if r.error), "")
+        try:
+            if ended.reply is None:
+                assert talk.conversation is not None
+                talk.unsaved.clear()  # all of this comparison: the others were stored before it began
+                talk.store.drop(talk.conversation, ended)
+            else:
+                talk.unsaved.append((ended, ended.reply))
+                talk.save_pending()
+        except MLXEmotionError as error:
+            problem = str(error)
+        talk.stale = talk.stale or bool(problem) or ended.reply is not None
+        if ended.reply is None:
+            app.box.restore(ended.user)
+        else:
+            await talk.show(ended, live=False)
+            app.feelings.set_named(ended.reply.feeling)
+        talk.comparing = False
+        app.take_next()
         if problem:
             app.warn(problem)
-        if ended.reply is None:
-            try:
-                assert talk.conversation is not None
-                talk.store.drop(talk.conversation, ended)
-            except MLXEmotionError as error:
-                app.warn(str(error))
-            app.box.restore(ended.user)
-            return
-        talk.stale = True
-        await talk.show(ended, live=False)
-        app.feelings.set_named(ended.reply.feeling)
 
-    screen = CompareScreen(chat, talk.store, exchange, feelings, app.catalogue, talk.untold(), app.seed)
+    screen = CompareScreen(chat, talk, exchange, feelings, app.catalogue, seed)
     app.push_screen(screen, closed)
+    return True
 
 
 class ChooseFeelings(Dialog):
@@ -97,7 +113,7 @@ class ChooseFeelings(Dialog):
             self.offered.append(feeling)
         self.offered += [Feeling.of(n, catalogue) for n in names]
 
-    def compose(self) -> ComposeResult:
+    def content(self) -> ComposeResult:
         with Vertical():
             yield Static("Compare", classes="heading")
             yield SelectionList[int](
@@ -114,7 +130,7 @@ class ChooseFeelings(Dialog):
 
     def _count(self) -> None:
         chosen = len(self.query_one(SelectionList).selected)
-        tail = f"at most {MOST}" if chosen > MOST else "Enter compares · Space chooses · Esc closes"
+        tail = f"at most {MOST}" if chosen > MOST else "Space or a click chooses"
         self.query_one("#hint", Static).update(f"{chosen} chosen · {tail}")
 
     def action_start(self) -> None:
@@ -159,7 +175,7 @@ class Column(VerticalScroll, can_focus=True):
 
 
 class CompareScreen(Screen):
-    """All replies streaming at once. Closes with (the exchange with its choice, a problem or ``None``)."""
+    """All replies streaming at once. Closes with the exchange and its choice."""
 
     BINDINGS = [
         Binding("escape", "stop", "Stop / back", priority=True),
@@ -172,20 +188,19 @@ class CompareScreen(Screen):
     def __init__(
         self,
         chat: Chat,
-        store: Store,
+        talk: Talk,
         exchange: Exchange,
         feelings: Sequence[Feeling],
         catalogue: Mapping[str, Emotion],
-        told: list[Exchange] | None,
-        seed: int | None,
+        seed: int,
     ) -> None:
         super().__init__()
-        self.chat, self.store, self.exchange = chat, store, exchange
-        self.feelings, self.catalogue, self.told, self.seed = feelings, catalogue, told, seed
-        self.inbox: deque[Answer | str] = deque()
+        self.chat, self.talk, self.exchange = chat, talk, exchange
+        self.feelings, self.catalogue, self.seed = feelings, catalogue, seed
+        self.told = talk.untold()
+        self.inbox: deque[Answer | tuple[int, Reply] | None] = deque()
         self.running = True
         self._stop = False
-        self._problem: str | None = None
 
     def compose(self) -> ComposeResult:
         yield Static(Text(self.exchange.user, overflow="ellipsis"), id="asked")
@@ -201,64 +216,87 @@ class CompareScreen(Screen):
         self.run_worker(self._read, thread=True, group="compare", exit_on_error=False)
 
     def _read(self) -> None:
+        """Store the replies as they grow and hand them to the screen. On a worker thread; never raises."""
+        replies, error, saved = list(self.exchange.replies), None, time.monotonic()
+
+        def end(column: int, reply: Reply) -> None:
+            replies[column] = reply
+            if not self._save(reply):
+                self.talk.unsaved.append((self.exchange, reply))
+            self.inbox.append((column, reply))
+
         try:
             if self.told is not None:
                 tell(self.chat, self.told)
             for answer in self.chat.compare(self.exchange.user, self.feelings, self.seed):
-                self.inbox.append(answer)
-                if self._stop and isinstance(answer.event, Token):
+                column, event = answer.column, answer.event
+                if isinstance(event, Done):
+                    end(column, finished(replies[column], event))
+                else:
+                    self.inbox.append(answer)
+                    if isinstance(event, Token):
+                        reply = replies[column]
+                        replies[column] = replace(reply, text=reply.text + event.text, tokens=event.index + 1)
+                if self._stop:
                     break
-        except Exception as error:  # whatever the model's own code raises
-            self.inbox.append(str(error) or type(error).__name__)
-        self.inbox.append("")
+                if time.monotonic() - saved >= SAVE_EVERY:
+                    for reply in replies:
+                        if reply.state == "writing" and reply.text:
+                            self._save(reply)
+                    saved = time.monotonic()
+        except Exception as problem:  # whatever the model's own code raises
+            error = str(problem) or type(problem).__name__
+        for column, reply in enumerate(replies):
+            if reply.state == "writing":
+                state = "failed" if error else "cancelled"
+                end(column, replace(reply, text=reply.text.strip(), state=state, error=error))
+        self.inbox.append(None)
+
+    def _save(self, reply: Reply) -> bool:
+        try:
+            self.talk.store.save_reply(self.exchange, reply)
+        except MLXEmotionError:
+            return False
+        return True
 
     def _drain(self) -> None:
         texts: dict[int, list[str]] = {}
         while self.inbox:
             item = self.inbox.popleft()
-            if isinstance(item, str):
-                self._over(item)
+            if item is None:
+                self._over()
+            elif isinstance(item, tuple):
+                column, reply = item
+                texts.pop(column, None)
+                replies = list(self.exchange.replies)
+                replies[column] = reply
+                self.exchange = replace(self.exchange, replies=tuple(replies))
+                self.columns[column].end(reply)
             elif isinstance(item.event, Token):
                 texts.setdefault(item.column, []).append(item.event.text)
             elif isinstance(item.event, GuardTripped):
                 self.columns[item.column].tell(f"looping: weakened to {item.event.factor:.0%}")
-            elif isinstance(item.event, Done):
-                self.columns[item.column].more("".join(texts.pop(item.column, [])))
-                self._end(item.column, finished(self.exchange.replies[item.column], item.event))
         for column, pieces in texts.items():
             self.columns[column].more("".join(pieces))
 
-    def _end(self, column: int, reply: Reply) -> None:
-        replies = list(self.exchange.replies)
-        replies[column] = reply
-        self.exchange = replace(self.exchange, replies=tuple(replies))
-        self.columns[column].end(reply)
-
-    def _over(self, problem: str) -> None:
-        """Every reply has ended, or the comparison has."""
-        if problem:
-            self._problem = problem
-            self.notify(problem, severity="error", markup=False)
-            return
+    def _over(self) -> None:
+        """Every reply has ended."""
         self.running = False
-        for n, reply in enumerate(self.exchange.replies):
-            if reply.state == "writing":
-                text = self.columns[n].text.strip()
-                state = "failed" if self._problem else "cancelled"
-                self._end(n, replace(reply, text=text, state=state, error=self._problem))
-        try:
-            for reply in self.exchange.replies:
-                self.store.save_reply(self.exchange, reply)
-        except MLXEmotionError as error:
-            self._problem = str(error)
-            self.notify(str(error), severity="error", markup=False)
+        if error := next((r.error for r in self.exchange.replies if r.error), None):
+            self.notify(error, severity="error", markup=False)
+        if self.talk.unsaved:
+            told = "Not everything could be saved; it will be when you go on with a reply."
+            self.notify(told, severity="error", markup=False)
+
+    def on_unmount(self) -> None:
+        self._stop = True  # the app may be left while the model speaks
 
     def action_stop(self) -> None:
         """Stop the replies; when all have ended, leave without choosing."""
         if self.running:
             self._stop = True
         else:
-            self.dismiss((replace(self.exchange, chosen=None), self._problem))
+            self.dismiss(replace(self.exchange, chosen=None))
 
     def action_take(self, column: int | None = None) -> None:
         """Go on with one of the replies."""
@@ -269,9 +307,4 @@ class CompareScreen(Screen):
             column = next((c.number for c in self.columns if c.has_focus), 0)
         if column >= len(self.columns) or not self.exchange.replies[column].text:
             return
-        reply = self.exchange.replies[column]
-        try:
-            self.store.save_reply(self.exchange, reply)
-        except MLXEmotionError as error:
-            self._problem = str(error)
-        self.dismiss((self.exchange.with_reply(reply), self._problem))
+        self.dismiss(self.exchange.with_reply(self.exchange.replies[column]))

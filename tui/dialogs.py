@@ -12,7 +12,7 @@ from textual.app import ComposeResult
 from textual.binding import Binding
 from textual.containers import Vertical, VerticalScroll
 from textual.screen import ModalScreen
-from textual.widgets import Input, OptionList, Static
+from textual.widgets import Footer, Input, OptionList, Static
 from textual.widgets.option_list import Option
 
 from mlx_emotion import MLXEmotionError, Store
@@ -21,9 +21,16 @@ from .settings import KEYS
 
 
 class Dialog(ModalScreen):
-    """A box in the middle of the screen; Esc closes it."""
+    """A box in the middle of the screen, ``content``, and its keys in the footer; Esc closes it."""
 
     BINDINGS = [Binding("escape", "close", "Close", priority=True)]
+
+    def compose(self) -> ComposeResult:
+        yield from self.content()
+        yield Footer(compact=True, show_command_palette=False)
+
+    def content(self) -> ComposeResult:
+        raise NotImplementedError
 
     def action_close(self) -> None:
         self.dismiss(None)
@@ -36,7 +43,7 @@ class HelpDialog(Dialog):
         super().__init__()
         self.keys = keys
 
-    def compose(self) -> ComposeResult:
+    def content(self) -> ComposeResult:
         table = Table(box=None, pad_edge=False, show_header=True, header_style="dim")
         table.add_column("key", style="bold", no_wrap=True)
         table.add_column("what it does")
@@ -83,7 +90,7 @@ class ConversationsDialog(Dialog):
         Binding("j", "export('json')", "JSON"),
         Binding("i", "load", "Import"),
     ]
-    HINT = "Enter resumes · r rename · d delete · u undo · m Markdown · j JSON · i import · Shift+Tab filters"
+    HINT = "Enter resumes · Shift+Tab filters"
 
     def __init__(self, store: Store) -> None:
         super().__init__()
@@ -91,7 +98,7 @@ class ConversationsDialog(Dialog):
         self._deleted: list[str] = []
         self._asking = ""
 
-    def compose(self) -> ComposeResult:
+    def content(self) -> ComposeResult:
         with Vertical():
             yield Static("Conversations", classes="heading")
             yield Input(placeholder="filter", id="filter")
@@ -164,8 +171,17 @@ class ConversationsDialog(Dialog):
         self.query_one("#list").focus()
 
     def action_rename(self) -> None:
-        if (id_ := self._current) is not None:
-            title = next(c.title for c in self.store.conversations() if c.id == id_)
+        if (id_ := self._current) is None:
+            return
+        try:
+            title = next((c.title for c in self.store.conversations() if c.id == id_), None)
+        except MLXEmotionError as error:
+            self._tell(str(error))
+            return
+        if title is None:
+            self._fill()
+            self._tell("It was deleted in another window.")
+        else:
             self._ask("rename", title, "a new title; Enter takes it")
 
     def action_load(self) -> None:

@@ -28,7 +28,8 @@ class Feelings:
                 self.app.warn(str(error))
                 return
         self.current = feeling
-        self.tripped = None
+        if self.app.talk.speaking is None:  # in mid-reply the guard's factor stays
+            self.tripped = None
         self.app.paint()
 
     def set_named(self, spec: str) -> bool:
@@ -55,4 +56,6 @@ class Feelings:
     def _change(self, **options: Any) -> None:
         if self.app.chat is not None:
             self.app.chat.change(**options)
+        if self.app.talk.speaking is not None:
+            self.app.notify("From the next reply on.", timeout=3)
         self.app.paint()

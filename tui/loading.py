@@ -20,13 +20,14 @@ if TYPE_CHECKING:
 class Loader:
     """Loads models on threads of their own; the model in use stays until the next one is there.
 
-    ``since`` is when the load under way began, or ``None``; ``name`` what it loads. A load that is
-    cancelled is over for the app at once: it ends behind, and its model is closed.
+    ``since`` is when the load under way began, or ``None``; ``name`` what it loads; ``asked`` all that was to be
+    loaded so far. A load that is cancelled is over for the app at once: it ends behind, and its model is closed.
     """
 
     def __init__(self, app: EmotionApp, name: str | None, load: Callable[[str | None], Model]) -> None:
         self.app, self.name, self._load = app, name, load
         self.since: float | None = time.monotonic()
+        self.asked: list[str] = []
         self._number = 0
         self._threads = 0
 
@@ -43,6 +44,8 @@ class Loader:
     def begin(self, name: str | None) -> None:
         """Load a model, in the place of a load under way."""
         self.name = name
+        if name is not None and name not in self.asked:
+            self.asked.append(name)
         self.since = time.monotonic()
         self._number += 1
         self._threads += 1

@@ -76,10 +76,11 @@ def toggle_thoughts(app: EmotionApp) -> None:
 
 def copy(app: EmotionApp) -> None:
     """Copy by OSC 52, and by the system's own tool where there is one (Terminal.app has no OSC 52)."""
-    message = chosen(app)
-    if message is None:
+    message = app.transcript.chosen
+    text = message.source if message is not None else app.talk.last_said
+    if not text:
+        app.notify("There is nothing to copy yet.", timeout=3)
         return
-    text = message.source
     app.copy_to_clipboard(text)
     tool = next((t for t in CLIPBOARDS if shutil.which(t[0])), None)
     if tool is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from pathlib import Path
@@ -12,11 +13,13 @@ from textual import work
 from textual.app import ComposeResult
 from textual.binding import Binding
 from textual.containers import Vertical
-from textual.widgets import OptionList, ProgressBar, Static
+from textual.widgets import Input, OptionList, ProgressBar, Static
 from textual.widgets.option_list import Option
 
 import mlx_emotion
 from mlx_emotion import MLXEmotionError, Step
+from mlx_emotion.errors import UsageError
+from mlx_emotion.library import Available
 
 from .dialogs import Dialog
 from .looks import readable_bytes
@@ -28,10 +31,35 @@ QUICK = 20
 """Queries an emotion in a quick extraction; a full one uses all of the shipped set."""
 
 
-HINT = (
-    f"Enter loads · q extracts a quick pack for the loaded model ({QUICK} queries an emotion) · f a full one · "
-    "x cancels a load · Esc stops or closes"
-)
+HINT = f"Enter loads. The packs are for the model in use: a quick one is made from {QUICK} queries an emotion."
+
+
+def look(names: list[str]) -> list[Available]:
+    """The models on this machine, with those of ``names`` that are folders; a folder's id is its name as given."""
+    from mlx_emotion.models import default_model
+
+    found = mlx_emotion.available()
+    known = {m.name for m in found} | {str(Path(m.path).resolve()) for m in found}
+    with contextlib.suppress(MLXEmotionError):  # the configuration cannot be read
+        names = [*names, default_model()]
+    for name in names:
+        path = Path(name).expanduser()
+        if path.is_dir() and not {name, str(path.resolve())} & known:
+            known.add(str(path.resolve()))
+            found.append(_in_folder(name, path))
+    return found
+
+
+def _in_folder(name: str, path: Path) -> Available:
+    from mlx_emotion.model import find_packs
+    from mlx_emotion.models import identify, quantization
+
+    size = sum(f.stat().st_size for f in path.glob("model*.safetensors"))
+    try:
+        identity, config = identify(str(path))
+    except MLXEmotionError as error:
+        return Available(name, path, size, problem=str(error))
+    return Available(name, path, size, quantization(config), tuple(find_packs(identity)), identity=identity)
 
 
 class ModelsDialog(Dialog):
@@ -43,10 +71,11 @@ class ModelsDialog(Dialog):
         Binding("x", "cancel", "Cancel loading"),
     ]
 
-    def compose(self) -> ComposeResult:
+    def content(self) -> ComposeResult:
         with Vertical():
             yield Static("Models", classes="heading")
             yield OptionList(id="list")
+            yield Input(placeholder="another model's folder or Hugging Face id; Enter loads it", id="other")
             yield Static("", id="state", markup=False)
             yield ProgressBar(id="progress", show_eta=False)
             yield Static(HINT, id="hint", classes="hint", markup=False)
@@ -59,6 +88,8 @@ class ModelsDialog(Dialog):
         self.query_one(ProgressBar).display = False
         self.query_one("#list").focus()
         self._stop: threading.Event | None = None
+        # The model and the extraction, quick or full, that would have replaced a better pack.
+        self._refused: tuple[mlx_emotion.Model, bool] | None = None
         self._began = (0.0, 0, "")
         self._look()
         self._show_state()
@@ -67,13 +98,13 @@ class ModelsDialog(Dialog):
     @work(thread=True, group="models", exit_on_error=False)
     def _look(self) -> None:
         try:
-            found = mlx_emotion.available()
+            found = look(self.emotion_app.loader.asked)
         except MLXEmotionError as error:
             self.app.call_from_thread(self._tell, str(error))
             return
         self.app.call_from_thread(self._fill, found)
 
-    def _fill(self, found: list) -> None:
+    def _fill(self, found: list[Available]) -> None:
         options = self.query_one("#list", OptionList)
         options.clear_options()
         for m in found:
@@ -85,7 +116,6 @@ class ModelsDialog(Dialog):
             else:
                 line.append(f" · {m.quantization}", "dim")
                 line.append("  has a pack" if m.packs else "  no pack yet", "" if m.packs else "italic")
-            # The id of a Hugging Face model is its address; a folder's own name may be anybody's.
             options.add_option(Option(line, id=m.name, disabled=m.problem is not None))
         if found:
             options.highlighted = 0
@@ -106,10 +136,18 @@ class ModelsDialog(Dialog):
             self.query_one("#state", Static).update(state)
 
     def on_option_list_option_selected(self, message: OptionList.OptionSelected) -> None:
+        self._load(message.option.id)
+
+    def on_input_submitted(self, message: Input.Submitted) -> None:
+        if name := message.value.strip():
+            self._load(name)
+            self._look()
+
+    def _load(self, name: str | None) -> None:
         if self._stop is not None:
             self._tell("An extraction is under way; Esc stops it.")
             return
-        self.emotion_app.loader.begin(message.option.id)
+        self.emotion_app.loader.begin(name)
         self._show_state()
 
     def action_cancel(self) -> None:
@@ -126,11 +164,12 @@ class ModelsDialog(Dialog):
             bar = self.query_one(ProgressBar)
             bar.display = True
             bar.update(total=None, progress=0)
-            self._make(app.model, QUICK if quick else None, self._stop)
+            self._make(app.model, quick, self._refused == (app.model, quick), self._stop)
 
     @work(thread=True, group="extract", exit_on_error=False)
-    def _make(self, model: mlx_emotion.Model, limit: int | None, stop: threading.Event) -> None:
+    def _make(self, model: mlx_emotion.Model, quick: bool, replace: bool, stop: threading.Event) -> None:
         painted = 0.0
+        self._refused = None
 
         def progress(step: Step) -> None:
             nonlocal painted
@@ -140,8 +179,11 @@ class ModelsDialog(Dialog):
                 self.app.call_later(self._progress, step)
 
         try:
-            mlx_emotion.make_pack(model, limit, progress, stop.is_set)
+            mlx_emotion.make_pack(model, QUICK if quick else None, progress, stop.is_set, replace=replace)
             told = "The pack is made, calibrated and in use."
+        except UsageError as error:
+            self._refused = (model, quick)
+            told = f"{error}. The same key again replaces it."
         except MLXEmotionError as error:
             told = str(error)
         except Exception as error:  # the model's own code may raise anything
@@ -149,7 +191,7 @@ class ModelsDialog(Dialog):
         self.app.call_later(self._made, told)
 
     def _progress(self, step: Step) -> None:
-        if not self.is_mounted:
+        if not self.is_attached:
             return
         began, first, stage = self._began
         if stage != step.stage:
@@ -166,7 +208,7 @@ class ModelsDialog(Dialog):
         self.query_one(ProgressBar).update(total=step.total, progress=step.done)
 
     def _made(self, told: str) -> None:
-        if not self.is_mounted:
+        if not self.is_attached:
             return
         self._stop = None
         self.query_one(ProgressBar).display = False

@@ -46,7 +46,8 @@ class Talk:
 
     ``conversation`` is its id in the store, ``None`` until something is said. ``stale`` is whether the
     chat has to be told the conversation before the next reply; ``waiting`` whether the message in the box
-    is to be sent when the model is there.
+    is to be sent when the model is there; ``comparing`` whether a comparison is under way or being chosen.
+    ``unsaved`` are the replies that could not be stored yet.
     """
 
     store: Store
@@ -58,8 +59,10 @@ class Talk:
         self.stale = False
         self.editing = False
         self.waiting = False
+        self.comparing = False
+        self.unsaved: list[tuple[Exchange, Reply]] = []
+        self._draft = ""  # what was in the box before the editing began
         self._stopping = threading.Event()
-        self._unsaved: list[tuple[Exchange, Reply]] = []
         self._message: ReplyMessage | None = None
         self._paintings = 0
         self._painted = self._used = 0.0
@@ -68,7 +71,19 @@ class Talk:
     def transcript(self) -> Transcript:
         return self.app.transcript
 
+    @property
+    def last_said(self) -> str:
+        """The last reply's text, or what there is of it so far."""
+        if self.speaking is not None and self._message is not None:
+            return self._message.source
+        return next((e.reply.text for e in reversed(self.transcript.exchanges) if e.reply is not None), "")
+
     # What may be done now.
+
+    @property
+    def busy(self) -> bool:
+        """Whether the model in use is needed until something has ended."""
+        return self.speaking is not None or self.comparing
 
     def idle(self) -> bool:
         """Whether no reply is under way; the user is told if one is."""
@@ -109,6 +124,7 @@ class Talk:
             app.box.restore(text)
             self.waiting = True
             app.warn("The model is still loading; your message is sent when it is there. Esc takes that back.")
+            app.refresh_bindings()
             return
         if not self.can_speak():
             app.box.restore(text)
@@ -117,44 +133,44 @@ class Talk:
         exchange = Exchange(text).with_reply(reply)
         try:
             self.save_pending()
-            if self.editing:
-                await self._drop_last()
-            await self.add(exchange)
+            await self.add(exchange, self.transcript.exchanges[-1] if self.editing else None)
         except MLXEmotionError as error:
             app.box.restore(text)
             app.warn(f"{error}. Your message is back in the box.")
             return
-        self.editing = False
+        if draft := self.end_editing():
+            app.box.restore(draft)
         await self.show(exchange, live=True)
         self._speak(exchange, reply, text)
 
-    async def add(self, exchange: Exchange) -> None:
-        """Write a new exchange, into a copy where another window has gone on with the conversation."""
+    async def add(self, exchange: Exchange, edited: Exchange | None = None) -> None:
+        """Write a new exchange, in the place of the last one if that is being ``edited``.
+
+        Where another window has gone on with the conversation, into a copy of what is here.
+        """
         assert self.app.model is not None
         if self.conversation is None:
             self.conversation = self.store.create(self.app.model.id)
         try:
-            self.store.add(self.conversation, exchange)
+            self.store.add(self.conversation, exchange, edited)
         except Conflict:
-            earlier = self.transcript.exchanges
+            earlier = [e for e in self.transcript.exchanges if e is not edited]
             title = f"{earlier[0].user if earlier else exchange.user} (copy)"
             self.conversation = self.store.fork(self.app.model.id, title, earlier)
+            self.editing = False  # the copy is without it
             await self.transcript.show(self.store.exchanges(self.conversation), self.app.catalogue)
             self.store.add(self.conversation, exchange)
-            self.app.notify("This conversation goes on in another window too; here you are in a copy.", timeout=8)
+            told = "This conversation was changed in another window too; here you are in a copy."
+            self.app.notify(told, timeout=8)
+        else:
+            if edited is not None:
+                await self.transcript.pop()
+        self.stale = self.stale or edited is not None
 
     async def show(self, exchange: Exchange, live: bool) -> None:
         """Put a new exchange at the end of the transcript."""
         await self.app.query("#welcome").remove()
         self._message = await self.transcript.append(exchange, live)
-
-    async def _drop_last(self) -> None:
-        """Take the last exchange out, for its message has been edited."""
-        if self.conversation is None or not self.transcript.exchanges:
-            return
-        self.store.drop(self.conversation, self.transcript.exchanges[-1])
-        await self.transcript.pop()
-        self.stale = True
 
     def untold(self) -> list[Exchange] | None:
         """What the chat has to be told before it speaks, if anything; it is taken to be told then."""
@@ -186,6 +202,7 @@ class Talk:
         self._paintings = 0
         self.speaking = Speaking(spoken, self.store, exchange, reply)
         app.painting.resume()
+        app.refresh_bindings()
         app.run_worker(self.speaking.run, thread=True, group="reply", exit_on_error=False)
 
     def stop(self) -> None:
@@ -201,6 +218,8 @@ class Talk:
         speaking, message = self.speaking, self._message
         if speaking is None or not speaking.inbox:
             return
+        if message is not None and not message.is_attached:  # the app is being left
+            message = self._message = None
         now, used = time.monotonic(), time.thread_time()
         pause = min(PATIENCE, (used - self._used) / SHARE)
         if now < self._painted + pause and not isinstance(speaking.inbox[-1], Ended):
@@ -234,7 +253,7 @@ class Talk:
         if index >= 0 and self._paintings % SLOWLY == 1:
             self.app.paint_header(f"{index + 1} tokens")
             self.app.panel.meter.refresh()
-        if message is not None and message.is_mounted:
+        if message is not None:
             await message.write("".join(text), "".join(thoughts))
         if ended is not None:
             await self._ended(ended)
@@ -253,29 +272,32 @@ class Talk:
         reply, transcript = ended.reply, self.transcript
         number = len(transcript.exchanges) - 1
         transcript.update(number, reply)
-        if self._message is not None and self._message.is_mounted:
+        if self._message is not None and self._message.is_attached:
             await self._message.finish(reply)
+        await transcript.unmount_hidden()
         self.speaking = None
+        if ended.unsaved:
+            self.unsaved.append((transcript.exchanges[number], reply))
         if not transcript.is_attached:  # the app was left meanwhile
             return
         # A message without an answer, or with half of one, is not as the chat remembers it.
         self.stale = self.stale or reply.state == "failed" or not reply.text
+        self.app.warn("")
+        self.app.refresh_bindings()
+        self.app.take_next()
         if ended.unsaved:
-            self._unsaved.append((transcript.exchanges[number], reply))
             self.app.warn(f"{ended.unsaved}. The reply is kept here, and saved with your next message.")
         elif reply.state == "failed":
             self.app.warn(f"The reply failed: {reply.error}. What came is kept; you can go on.")
         elif reply.thinking and not reply.text and reply.state == "length":
             self.app.warn("Only thoughts so far: a larger --max-tokens leaves room for the answer.")
-        else:
-            self.app.warn("")
         self.app.paint(f"{reply.tokens_per_second:.0f} tok/s" if reply.tokens_per_second else "")
 
     def save_pending(self) -> None:
         """Store what could not be stored when it happened."""
-        while self._unsaved:
-            self.store.save_reply(*self._unsaved[0])
-            self._unsaved.pop(0)
+        while self.unsaved:
+            self.store.save_reply(*self.unsaved[0])
+            self.unsaved.pop(0)
 
     # Other replies to what was said.
 
@@ -305,11 +327,11 @@ class Talk:
         self._speak(exchange, reply, None)
 
     async def variant(self) -> None:
-        """Another of the replies that were made to the chosen message."""
-        chosen = self.transcript.chosen or self.transcript.latest
-        if chosen is None or self.speaking is not None:
+        """Another of the replies that were made to the chosen message, or to the last."""
+        chosen = self.transcript.chosen
+        if not self.transcript.exchanges or self.speaking is not None:
             return
-        number = chosen.number
+        number = chosen.number if chosen is not None else len(self.transcript.exchanges) - 1
         exchange = self.transcript.exchanges[number]
         ids = [r.id for r in exchange.replies]
         if not ids or ids == [exchange.chosen]:
@@ -327,24 +349,34 @@ class Talk:
         widget = await self.transcript.replace(number, changed)
         if widget is not None:
             widget.focus()
+        else:  # it was scrolled away
+            await self.transcript.reveal(number)
 
     def edit(self) -> None:
         """Put the last message back into the box; sending it replaces it and its replies."""
         if self.transcript.exchanges and self.can_speak():
+            if not self.editing:
+                self._draft = self.app.box.text
             self.editing = True
             self.app.box.put(self.transcript.exchanges[-1].user)
             self.app.warn("Editing your last message: Enter sends it anew, Esc leaves it as it was.")
             self.app.action_message()
+            self.app.refresh_bindings()
+
+    def end_editing(self) -> str:
+        """Editing is over; returns what was in the box before it began."""
+        draft, self._draft, self.editing = self._draft, "", False
+        return draft
 
     def take_back(self) -> bool:
         """Give up what was begun with a message: waiting for the model, or editing; ``False`` if nothing was."""
         if not (self.waiting or self.editing):
             return False
         if not self.waiting:
-            self.editing = False
-            self.app.box.put("")
+            self.app.box.put(self.end_editing())
         self.waiting = False
         self.app.warn("")
+        self.app.refresh_bindings()
         return True
 
     # Other conversations.
@@ -354,18 +386,23 @@ class Talk:
         if not self.idle():
             return
         self.conversation = None
-        self.stale = True
-        self.editing = False
+        self._leave()
         await self.transcript.show([], self.app.catalogue)
         self.app.action_message()
+
+    def _leave(self) -> None:
+        """The chat knows another conversation, and what was edited is not in this one."""
+        self.stale = True
+        if self.editing:
+            self.app.box.put(self.end_editing())
+            self.app.warn("")
 
     async def open(self, conversation: str) -> None:
         """Go on with a stored conversation. Raises ``MLXEmotionError``."""
         exchanges = self.store.exchanges(conversation)
         gc.freeze()
         self.conversation = conversation
-        self.stale = True
-        self.editing = False
+        self._leave()
         await self.app.query("#welcome").remove()
         await self.transcript.show(exchanges, self.app.catalogue)
         self.app.box.sent_before = [e.user for e in exchanges]

@@ -77,7 +77,8 @@ class ReplyMessage(Vertical, can_focus=True):
 
     @property
     def source(self) -> str:
-        return self.reply.text
+        """The text, or what there is of it so far."""
+        return "".join(piece for _, piece in self.pieces).strip() if self.live else self.reply.text
 
     def compose(self) -> ComposeResult:
         yield Static(classes="body")
@@ -167,7 +168,6 @@ class ReplyMessage(Vertical, can_focus=True):
 
     async def finish(self, reply: Reply) -> None:
         """The reply is complete: painted once more as a whole."""
-        self.live = False
         self.reply = reply
         self._thoughts = reply.thinking
         self._answering = True
@@ -176,6 +176,7 @@ class ReplyMessage(Vertical, can_focus=True):
             self._stream = None
         async with self.batch():
             await self.query(Markdown).remove()
+            self.live = False  # not earlier: what is live is not unmounted meanwhile
             self.describe()
 
     def toggle_words(self) -> bool:
@@ -230,6 +231,7 @@ class Transcript(VerticalScroll, can_focus=False):
         self.exchanges: list[Exchange] = []
         self.catalogue: Mapping[str, Emotion] = {}
         self.first = self.last = 0
+        self._hidden: list[UserMessage | ReplyMessage] = []
         self._moving = False
 
     # What is shown.
@@ -250,9 +252,9 @@ class Transcript(VerticalScroll, can_focus=False):
 
     async def _window(self, first: int, last: int) -> None:
         async with self.batch():
-            await self.remove_children(self.messages)
+            await self._unmount(range(self.first, self.last))
             self.first, self.last = first, last
-            await self.mount_all([w for n in range(first, last) for w in self._widgets(n)])
+            await self._mount(range(first, last))
 
     async def append(self, exchange: Exchange, live: bool = False) -> ReplyMessage | None:
         """A new exchange at the end, in view; returns its reply's widget."""
@@ -294,14 +296,35 @@ class Transcript(VerticalScroll, can_focus=False):
         """Remember what a reply has become, without painting."""
         self.exchanges[number] = self.exchanges[number].with_reply(reply)
 
+    async def _mount(self, numbers: range, before: UserMessage | ReplyMessage | None = None) -> None:
+        """Mount exchanges, ``before`` a message or at the end; show again what was only hidden."""
+        back = [w for w in self._hidden if w.number in numbers]
+        widgets = [w for n in numbers if not back or n != back[0].number for w in self._widgets(n)]
+        place = before or next(iter(self._hidden), None)
+        for widget in back:
+            widget.display = True
+            self._hidden.remove(widget)
+        await self.mount_all(widgets, before=place)
+
     async def _unmount(self, numbers: range) -> None:
-        if numbers:
-            await self.remove_children([w for w in self.messages if w.number in numbers])
+        """Unmount exchanges; the one being spoken is the last, goes on growing and is only hidden."""
+        found = [w for w in self.messages if w.number in numbers]
+        spoken = {w.number for w in found if isinstance(w, ReplyMessage) and w.live}
+        for widget in found:
+            if widget.number in spoken:
+                widget.display = False
+                self._hidden.append(widget)
+        await self.remove_children([w for w in found if w.number not in spoken])
+
+    async def unmount_hidden(self) -> None:
+        """Unmount what was kept for as long as it was spoken."""
+        hidden, self._hidden = self._hidden, []
+        await self.remove_children(hidden)
 
     @property
     def messages(self) -> list[UserMessage | ReplyMessage]:
         """The messages that are mounted, in order."""
-        return [w for w in self.children if isinstance(w, UserMessage | ReplyMessage)]
+        return [w for w in self.children if isinstance(w, UserMessage | ReplyMessage) and w.display]
 
     def of(self, number: int) -> list[UserMessage | ReplyMessage]:
         """The mounted messages of one exchange."""
@@ -337,11 +360,7 @@ class Transcript(VerticalScroll, can_focus=False):
         was = fixed.virtual_region.y
         try:
             async with self.batch():
-                widgets = [w for n in new for w in self._widgets(n)]
-                if before:
-                    await self.mount_all(widgets, before=fixed)
-                else:
-                    await self.mount_all(widgets)
+                await self._mount(new, fixed if before else None)
                 await self._unmount(old)
             self.first = min(new.start, self.first) if before else max(self.first, old.stop)
             self.last = min(self.last, old.start) if before and old else max(self.last, new.stop)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -104,7 +105,8 @@ def export_files(pack: EmotionVectors, form: str, output: str | Path, emotion: s
     names = pack.only(emotion) if emotion is not None else pack
     written = []
     for name in names:
-        path = output if one else output.with_name(f"{stem}_{name}{suffix}")
+        safe = re.sub(r"[^\w -]", "-", name)
+        path = output if one else output.with_name(f"{stem}_{safe}{suffix}")
         if form == "gguf":
             gguf_format.write(path, pack, name)
         else:

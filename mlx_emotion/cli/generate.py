@@ -11,7 +11,7 @@ import click
 
 from ..errors import UsageError
 from ..options import check_seed
-from .options import generation_options, load, session_options
+from .options import generation_options, load, one_line, session_options
 
 MAX_PROMPT = 1 << 20
 
@@ -41,7 +41,7 @@ def command(prompt: str, as_json: bool, **given: Any) -> None:
     chat = model.chat(given["emotion"], **options)
     for event in chat.stream(prompt, seed=seed):
         if isinstance(event, Token) and not as_json:
-            sys.stdout.write(event.text)
+            sys.stdout.write(one_line(event.text) if sys.stdout.isatty() else event.text)
             sys.stdout.flush()
         elif isinstance(event, Thought) and not as_json:
             click.secho(event.text, dim=True, nl=False, err=True)

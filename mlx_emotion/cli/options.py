@@ -116,5 +116,9 @@ def print_table(table: Table) -> None:
 
 
 def one_line(text: str) -> str:
-    """``text`` with what could move the cursor or change colours taken out."""
-    return "".join(c for c in text if c.isprintable() or c in "\n\t")
+    """``text`` with what could move the cursor, change colours or turn the writing round taken out."""
+    import unicodedata
+
+    turning = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+    kept = (c for c in text if c in "\n\t" or (unicodedata.category(c) not in ("Cc", "Cs") and c not in turning))
+    return "".join(kept)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from ..emotions import CATALOGUE, GREY
 from ..errors import EvaluationError
 from ..files import atomic_write
-from .generate import Run
+from .generate import FIGURES, Run
 
 Geometry = Mapping[str, Mapping[str, np.ndarray]]
 
@@ -161,21 +161,36 @@ def _mark_full(axis: Any, scores: Mapping[str, Any]) -> None:
 
 
 def dose_response(scores: Mapping[str, Any], _: Geometry) -> Figure | None:
-    """The asked emotion's probability, and the share of repetitive answers, against the dose."""
-    curves = _curves(scores)
-    if not curves:
+    """The asked emotion's probability, and the shares of emotional and of repetitive answers, against the dose.
+
+    ``base``, which asks for no emotion in particular, is in the last two; what was not judged has no panel.
+    """
+    asked = {e: c["scores"] for e, c in _curves(scores).items() if c["scores"]}
+    panels = [("probability of the asked emotion", asked)] if asked else []
+    for label, metric in (("share called emotional", "eps"), ("share with distinct-2 under 0.3", "low_distinct")):
+        if found := _by_dose(scores, metric):
+            panels.append((label, found))
+    if not panels:
         return None
-    unit = scores["settings"]["unit"]
-    figure, axes = _panels(2)
-    for emotion, curve in curves.items():
-        _line(axes[0], curve["scores"], color=colour(emotion), label=emotion)
-        _line(axes[1], curve["repetition"], color=colour(emotion))
-    axes[0].set(xlabel=unit, ylabel="probability of the asked emotion", ylim=(-0.02, 1.02))
-    axes[1].set(xlabel=unit, ylabel="share with distinct-2 under 0.3", ylim=(-0.02, 1.02))
-    for axis in axes:
+    figure, axes = _panels(len(panels))
+    for axis, (label, curves) in zip(axes, panels):
+        for emotion, points in curves.items():
+            _line(axis, points, color=colour(emotion), label=emotion)
+        axis.set(xlabel=scores["settings"]["unit"], ylabel=label, ylim=(-0.02, 1.02))
         _mark_full(axis, scores)
-    axes[0].legend()
+    axes[-1].legend()
     return figure
+
+
+def _by_dose(scores: Mapping[str, Any], metric: str) -> dict[str, list[tuple[float, Any]]]:
+    """A metric's curve of every steered emotion, from the plain model's at dose 0."""
+    here = [c for c in scores["conditions"] if metric in c["metrics"]]
+    plain = [(0.0, c["metrics"][metric]) for c in here if c["kind"] == "plain"]
+    curves: dict[str, list[tuple[float, Any]]] = {}
+    for c in here:
+        if c["kind"] == "steering":
+            curves.setdefault(c["emotion"], [*plain]).append((c["dose"], c["metrics"][metric]))
+    return {e: sorted(points, key=lambda p: p[0]) for e, points in curves.items()}
 
 
 def topic(scores: Mapping[str, Any], _: Geometry) -> Figure | None:
@@ -195,7 +210,8 @@ def topic(scores: Mapping[str, Any], _: Geometry) -> Figure | None:
 
 def linearity(scores: Mapping[str, Any], _: Geometry) -> Figure | None:
     """The small range: scores with their line, and how far the logit shift goes along one direction."""
-    curves, probes = _curves(scores), scores.get("probes", {}).get("curves", {})
+    curves = {e: c for e, c in _curves(scores).items() if c["scores"]}
+    probes = scores.get("probes", {}).get("curves", {})
     if not curves and not probes:
         return None
     figure, axes = _panels(2)
@@ -276,30 +292,18 @@ def circumplex(scores: Mapping[str, Any], _: Geometry) -> Figure | None:
                 axis.plot(x, y, "o", color=shade, markersize=4)
         mean = found["all"]["mean"]
         title = f"{way}: cosine {mean:.2f}" if mean is not None else f"{way}: no direction"
-        axis.set(title=f"{title}, neutral {found['neutral']:.0%}", aspect="equal", xlabel="valence", ylabel="arousal")
+        if found["neutral"] is not None:
+            title += f", neutral {found['neutral']:.0%}"
+        axis.set(title=title, aspect="equal", xlabel="valence", ylabel="arousal")
     return figure
-
-
-FIGURES: dict[str, Callable[[Mapping[str, Any], Geometry], Figure | None]] = {
-    "dose_response": dose_response,
-    "topic": topic,
-    "linearity": linearity,
-    "addition": addition,
-    "fading": fading,
-    "circumplex": circumplex,
-    "tsne": tsne,
-    "distances": distances,
-    "norms": norms,
-    "cosines": cosines,
-}
 
 
 def draw(run: Run, scores: Mapping[str, Any], geometry: Geometry) -> dict[str, list[Path]]:
     """Draw what there are numbers for; name -> its PNG and SVG. Raises ``EvaluationError`` if the disk is full."""
     drawn: dict[str, list[Path]] = {}
     with matplotlib.rc_context(STYLE):
-        for name, make in FIGURES.items():
-            figure = make(scores, geometry)
+        for name in FIGURES:
+            figure: Figure | None = globals()[name](scores, geometry)
             if figure is None:
                 continue
             paths = [run.figures / f"{name}.png", run.figures / f"{name}.svg"]

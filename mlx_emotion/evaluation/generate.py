@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,9 +20,14 @@ from ..files import atomic_write
 from ..session import Options, Session, Voice
 from ..steering import Dose
 from ..vectors import EmotionVectors, Identity
-from .plan import Plan, Settings, Task
+from .plan import METHODS, Plan, Settings, Task
 
 FORMAT = 1
+FIGURES = (
+    "dose_response", "topic", "linearity", "addition", "fading", "circumplex", "tsne", "distances", "norms", "cosines",
+)  # fmt: skip
+"""Names of the figures; here, so that those of an earlier run are found without what draws them."""
+
 TURN_TOKENS = 64
 """Longest answer in a conversation, where many turns have to fit into the context."""
 
@@ -75,7 +79,6 @@ class Run:
         self.judgements = self.folder / "judgements.jsonl"
         self.probes = self.folder / "probes.json"
         self.readouts = self.folder / "readouts.json"
-        self.samples = self.folder / "samples.safetensors"
         self.scores = self.folder / "scores.json"
         self.table = self.folder / "scores.csv"
         self.report = self.folder / "report.html"
@@ -84,7 +87,11 @@ class Run:
 
     @property
     def _own(self) -> list[Path]:
-        return [p for p in vars(self).values() if isinstance(p, Path) and p != self.folder] + [self.folder / "vectors"]
+        """Every file that a run makes, whether it is there or not; ``run.json`` last."""
+        files = [self.answers, self.judgements, self.probes, self.readouts, self.scores, self.table]
+        files += [self.report, self.markdown, *(self.vectors(m) for m in ("mean", *METHODS))]
+        files += [self.figures / f"{name}{suffix}" for name in FIGURES for suffix in (".png", ".svg")]
+        return [*files, self.file]
 
     def vectors(self, method: str) -> Path:
         """Where the vectors of another method are kept."""
@@ -102,7 +109,7 @@ class Run:
         """Make this folder the run of ``plan``, or check that it is. Raises ``EvaluationError`` for another's.
 
         ``name`` and ``adapter`` are how the model is loaded again. With ``restart`` the files of an
-        earlier run here are removed first; others stay.
+        earlier run here are removed first; others stay, and a folder that is no run is refused.
         """
         pack = plan.pack
         model = {**dataclasses.asdict(identity), "quantization": quantization, "name": name}
@@ -117,17 +124,17 @@ class Run:
                 "queries": dict(pack.info.queries),
                 "scales": {e: pack.scale(e) for e in [*pack, "base"]},
                 "calibrated": pack.calibrated,
+                "mean_only": [e for e in plan.settings.asked if e not in plan.comparable],
             },
             "settings": plan.settings.record(),
             "versions": library_versions(),
             "answers": len(plan.tasks),
         }
-        if restart:
-            for path in self._own:
-                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        if restart and self.file.exists():
+            self._clear()
         if not self.file.exists():
-            if self.folder.is_dir() and any(p.exists() for p in self._own):
-                raise EvaluationError(f"{self.folder} has results but no run.json; give another --output, or --restart")
+            if stray := next((p for p in self._own if p.exists()), None):
+                raise EvaluationError(f"{stray} is in the way, and no run.json says whose it is; give another --output")
             write_json(self.file, record)
             return
         there = self.read()
@@ -137,10 +144,30 @@ class Run:
                 f"{self.folder} holds another run ({'; '.join(wrong)}); give another --output, or --restart"
             )
 
+    def _clear(self) -> None:
+        """Remove what an earlier run made, ``run.json`` last, so that a half cleared folder still is one."""
+        self._record()
+        try:
+            for path in self._own:
+                path.unlink(missing_ok=True)
+            for folder in (self.figures, self.vectors("mean").parent):
+                if folder.is_dir() and not any(folder.iterdir()):
+                    folder.rmdir()
+        except OSError as error:
+            raise EvaluationError(f"cannot clear {self.folder}: {error.strerror or error}") from None
+
+    def _record(self) -> dict[str, Any]:
+        """``run.json``, of this format or another. Raises ``EvaluationError`` where it is not a run's."""
+        data = read_json(self.file, "generate")
+        parts = ("model", "pack", "settings")
+        if not isinstance(data, dict) or "format" not in data or not all(isinstance(data.get(p), dict) for p in parts):
+            raise EvaluationError(f"{self.file}: not a run of mlx-emotion evaluate; give another --output")
+        return data
+
     def read(self) -> dict[str, Any]:
         """``run.json``. Raises ``EvaluationError``."""
-        data = read_json(self.file, "generate")
-        if not isinstance(data, dict) or data.get("format") != FORMAT:
+        data = self._record()
+        if data["format"] != FORMAT:
             raise EvaluationError(f"{self.file}: not a run of this version; give another --output, or --restart")
         return data
 

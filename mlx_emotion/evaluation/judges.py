@@ -8,6 +8,7 @@ and reported, never scored as 0. ``builtin`` needs nothing; the others are class
 from __future__ import annotations
 
 import functools
+import http.client
 import importlib.util
 import json
 import math
@@ -15,6 +16,7 @@ import os
 import re
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +31,8 @@ from .metrics import EAS_EMOTIONS, EPS_LABELS, overlaps
 BUILTIN = "builtin"
 KEY_VARIABLES = ("MLX_EMOTION_JUDGE_KEY", "OPENAI_API_KEY")
 INSTALL = "pip install 'mlx-emotion[eval]'"
+ITSELF = "the model itself"
+"""How the label of a perplexity judge ends that is the evaluated model."""
 
 
 @dataclass(frozen=True)
@@ -233,7 +237,11 @@ ASK = {
 
 
 def read_verdict(kind: str, reply: str) -> Any:
-    """The verdict in a chat model's reply, or ``None`` where there is no valid one (a refusal, broken JSON)."""
+    """The verdict in a chat model's reply, or ``None`` where there is no valid one (a refusal, broken JSON).
+
+    The last one counts: a model may repeat the form, or weigh another verdict, before it gives its own.
+    """
+    found: Any = None
     for match in re.finditer(r"\{[^{}]*\}", reply):
         try:
             data = json.loads(match[0])
@@ -242,12 +250,12 @@ def read_verdict(kind: str, reply: str) -> Any:
         if kind == "topic":
             value = data.get("topic")
             if value in (0, 1):  # true and false are 1 and 0
-                return int(value)
+                found = int(value)
         else:
             values = [data.get(e) for e in EAS_EMOTIONS]
             if all(isinstance(v, int | float) and not isinstance(v, bool) and 0 <= v <= 100 for v in values):
-                return {e: float(v) for e, v in zip(EAS_EMOTIONS, values)}
-    return None
+                found = {e: float(v) for e, v in zip(EAS_EMOTIONS, values)}
+    return found
 
 
 class LocalChat:
@@ -289,11 +297,20 @@ def _local_replies(model: str, prompts: list[str], trust_remote_code: bool) -> l
     return batch_generate(loaded.model, loaded.tokenizer, tokens, max_tokens=96).texts
 
 
+HARMLESS = Item("What is two and two?", "Two and two is four.")
+"""What any endpoint that works gives a verdict on."""
+
+
+class _RefusedError(Exception):
+    """An endpoint will not take one request, such as a text that its filter stops or that is too long for it."""
+
+
 class Endpoint:
     """An OpenAI-compatible chat endpoint, ``URL#MODEL``; the key comes from the environment.
 
-    Busy and broken replies are tried again with growing pauses. Raises ``EvaluationError`` when it stays
-    out of reach, or refuses the key; what was judged before is kept.
+    Busy and broken replies are tried again with growing pauses. A request that it will not take is no
+    verdict. Raises ``UsageError`` for a malformed address, ``EvaluationError`` when the endpoint stays out
+    of reach, refuses the key or every request; what was judged before is kept.
     """
 
     batch = 8
@@ -305,22 +322,37 @@ class Endpoint:
         url, _, model = address.partition("#")
         if not model:
             raise UsageError(f"--judge {address} names no model; write it after a #, as in {url}#my-model")
+        try:
+            parts = urllib.parse.urlsplit(url)
+            fine = bool(parts.hostname) and parts.port != 0 and url.isprintable() and " " not in url
+        except ValueError:  # a port that is no number, half an IPv6 address
+            fine = False
+        if not fine:
+            raise UsageError(f"--judge {address!r} is no address; wanted one such as http://localhost:8080/v1#my-model")
         self.url, self.model, self.kind = url.rstrip("/"), model, kind
         self.name, self.label = f"{address}:{kind}", model
-        self._key = next((os.environ[v] for v in KEY_VARIABLES if os.environ.get(v)), None)
+        self._key = next((key for v in KEY_VARIABLES if (key := os.environ.get(v, "").strip())), None)
 
     def check(self) -> None:
         """An endpoint may come up while answers are made; a wrong address has been refused already."""
 
     def judge(self, items: Sequence[Item]) -> list[Any]:
         with ThreadPoolExecutor(4) as pool:
-            return list(pool.map(self._one, items))
+            found = list(pool.map(self._one, items))
+        refused = [f for f in found if isinstance(f, _RefusedError)]
+        # Not one was taken: is it these few texts, or every text?
+        if refused and len(refused) == len(found) and isinstance(self._one(HARMLESS), _RefusedError):
+            raise EvaluationError(f"judge {self.url} refuses every request: {refused[0]}; the answers are kept")
+        return [None if isinstance(f, _RefusedError) else f for f in found]
 
     def _one(self, item: Item) -> Any:
         prompt = ASK[self.kind].format(question=item.question, answer=item.answer)
-        verdict = read_verdict(self.kind, self._ask(prompt))
-        # Once more: a chat model's slip is often not repeated.
-        return verdict if verdict is not None else read_verdict(self.kind, self._ask(prompt))
+        try:
+            verdict = read_verdict(self.kind, self._ask(prompt))
+            # Once more: a chat model's slip is often not repeated.
+            return verdict if verdict is not None else read_verdict(self.kind, self._ask(prompt))
+        except _RefusedError as refusal:
+            return refusal
 
     def _ask(self, prompt: str) -> str:
         body = {"model": self.model, "temperature": 0, "messages": [{"role": "user", "content": prompt}]}
@@ -335,18 +367,30 @@ class Endpoint:
                     content = json.loads(reply.read(1 << 20))["choices"][0]["message"]["content"]
                     return content if isinstance(content, str) else ""
             except urllib.error.HTTPError as error:
-                problem = f"HTTP {error.code}"
                 if error.code in (401, 403):
                     raise EvaluationError(
-                        f"judge {self.url} refuses the key ({problem}); set {KEY_VARIABLES[0]}"
+                        f"judge {self.url} refuses the key (HTTP {error.code}); set {KEY_VARIABLES[0]}"
                     ) from None
+                problem = _http_problem(error)
+                if error.code in (400, 413, 422):
+                    raise _RefusedError(problem) from None
                 if error.code < 500 and error.code not in (408, 409, 429):
                     break
-            except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+            except (OSError, http.client.HTTPException, ValueError, KeyError, IndexError, TypeError) as error:
                 problem = str(getattr(error, "reason", error)) or type(error).__name__
         raise EvaluationError(
             f"judge {self.url} is out of reach: {problem}; the answers are kept, try again with --stage score"
         )
+
+
+def _http_problem(error: urllib.error.HTTPError) -> str:
+    """The status, and how the reply begins, where servers say what is wrong."""
+    try:
+        body = error.read(600).decode(errors="replace")
+    except (OSError, http.client.HTTPException):
+        body = ""
+    said = " ".join("".join(c if c.isprintable() else " " for c in body).split())[:200]
+    return f"HTTP {error.code}: {said}" if said else f"HTTP {error.code}"
 
 
 # Choosing and asking.

@@ -34,14 +34,32 @@ def cosine_of_angles(a: float, b: float) -> float:
     return math.cos(math.radians(a - b))
 
 
-def repetition(text: str) -> tuple[float, bool]:
-    """(distinct-2 of the words, whether the text ends in a loop)."""
-    words = text.lower().split()
+# Chinese and Japanese are written without spaces, and so may be a text that fell apart.
+_CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_LETTER, _MARK = rf"[^\W{_CJK}]", r"[^\w\s]"
+# A word has at most four parts ("state-of-the-art"), and five marks in a row: more is no longer a word's.
+_WORDS = re.compile(rf"{_MARK}{{0,5}}{_LETTER}+(?:{_MARK}{{1,5}}{_LETTER}+){{0,3}}{_MARK}{{0,5}}|[{_CJK}]|{_MARK}")
+
+
+def words(text: str) -> list[str]:
+    """What repetition is measured on, in lower case: words, and what stands for words where there are none.
+
+    A word is what lies between blanks, with the marks on it ("don't", "well..."). Each Chinese or Japanese
+    character is an item of its own, and so is each mark that is on no word.
+    """
+    return _WORDS.findall(text.lower())
+
+
+def repetition(text: str) -> tuple[float, int] | tuple[None, None]:
+    """(distinct-2 of the ``words``, 1 if they end in a loop, else 0); no values for a text without any."""
+    items = words(text)
+    if not items:
+        return None, None
     detector, looping = LoopDetector(), False
     codes: dict[str, int] = {}
-    for word in words:
-        looping = detector.add(codes.setdefault(word, len(codes)))
-    return distinct_2(words), looping
+    for item in items:
+        looping = detector.add(codes.setdefault(item, len(codes)))
+    return distinct_2(items), int(looping)
 
 
 def bootstrap(values: Sequence[float], seed: int = 0, resamples: int = 2000) -> tuple[float, float] | None:
@@ -88,14 +106,14 @@ def explained(shifts: np.ndarray, predicted: np.ndarray) -> float:
 
 
 def spearman(x: Sequence[float], y: Sequence[float]) -> float | None:
-    """Rank correlation, ties sharing their mean rank; ``None`` where either does not vary."""
+    """Rank correlation, ties sharing their mean rank; ``None`` where either does not vary or is empty."""
 
     def ranks(values: Sequence[float]) -> np.ndarray:
         array = np.asarray(values, np.float64)
         return np.array([(array < v).sum() + ((array == v).sum() - 1) / 2 for v in array])
 
     a, b = ranks(x), ranks(y)
-    if np.ptp(a) == 0 or np.ptp(b) == 0:
+    if not len(a) or np.ptp(a) == 0 or np.ptp(b) == 0:
         return None
     return float(np.corrcoef(a, b)[0, 1])
 
@@ -134,16 +152,18 @@ _PAPER_MODELS = (
     (r"qwen1\.5-7b", "Qwen1.5", None),
     (r"qwen-7b", "Qwen", None),
     (r"baichuan2-7b", "Baichuan2", None),
-    (r"(^|[/-])yi-6b", "Yi", None),
+    (r"yi-6b", "Yi", None),
     (r"vicuna-7b", "Vicuna", None),
-    (r"(^|[/-])gemma-7b", "Gemma", None),
+    (r"gemma-7b", "Gemma", None),
     (r"minicpm3-4b", "MiniCPM", "MiniCPM"),
 )
 
 
 def paper_rows(model: str) -> tuple[str | None, str | None]:
     """The names of ``model``'s rows in the paper's tables 2 to 5 and in its table 6, where it is one of theirs."""
+    name = model.lower().rpartition("/")[2]
     for pattern, base, table6 in _PAPER_MODELS:
-        if re.search(pattern, model.lower()):
+        # From the start of the name: DeepSeek-R1-Distill-Qwen-7B is another model.
+        if re.match(rf"(meta-|quantized-)?{pattern}", name):
             return base, table6
     return None, None

@@ -89,6 +89,11 @@ def read_queries(path: str | Path | None) -> tuple[dict[str, list[str]], dict[st
         return query_sets.read(path)
     if not data or not all(isinstance(q, str) and q.strip() for q in data):
         raise QueryError(f"{path}: wanted a list of questions, each text that is not empty")
+    for n, question in enumerate(data):
+        try:
+            question.encode()
+        except UnicodeEncodeError:
+            raise QueryError(f"{path}: question {n} has half a character in it") from None
     source = {"name": path.name, "sha256": hashlib.sha256(raw).hexdigest()}
     if len(data) != sum(n for _, n in EQ_PLUS):
         return {"all": data}, source
@@ -150,9 +155,9 @@ class Settings:
             raise UsageError(f"unknown part {', '.join(unknown)}: known are {', '.join(PARTS)}")
         if limit is not None and limit < 1:
             raise UsageError(f"limit is {limit}, wanted at least 1")
-        found, source = read_queries(queries)
-        wanted = {*BASIC, *names, NEUTRAL}
-        groups = {g: q for g, q in found.items() if g in wanted} or found
+        groups, source = read_queries(queries)
+        if queries is None:  # of a user's own set everything is asked
+            groups = {g: q for g, q in groups.items() if g in {*BASIC, *names, NEUTRAL}}
         enough = None if limit is None else max(limit, READ_QUERIES)
         return cls(
             tuple(dict.fromkeys(names)),
@@ -276,7 +281,9 @@ class Plan:
             found += [
                 Condition(f"prompt:{e}", "baselines", "prompt", e, instruction=self.instruction(e)) for e in s.asked
             ]
-            found += [self._steer("baselines", e, self.full(e), m) for m in METHODS for e in s.asked]
+            found += [
+                self._steer("baselines", e, self.full(e), m) for m in METHODS for e in s.asked if e in self.comparable
+            ]
         if "statements" in s.parts:
             found.append(Condition("plain", "tables", "plain"))
             found += [self._steer("statements", e, f * self.full(e)) for f in FRACTIONS for e in s.asked]
@@ -301,10 +308,16 @@ class Plan:
         asked = self.settings.asked
         return [(a, b) for a, b in zip(asked, [*asked[1:], *asked[:1]]) if a != b][: 1 if len(asked) == 2 else None]
 
+    @functools.cached_property
+    def comparable(self) -> list[str]:
+        """The pack's emotions that vectors of other methods can be made of: the shipped set has questions for them."""
+        there, _ = query_sets.shipped()
+        return [e for e in self.pack if e in there]
+
     @property
     def methods(self) -> tuple[str, ...]:
         """Other vectors that the conditions need."""
-        return METHODS if "baselines" in self.settings.parts and self.settings.asked else ()
+        return tuple(dict.fromkeys(c.method for c in self.conditions if c.method != "mean"))
 
     def _circumplex(self) -> Iterator[Task]:
         data = circumplex_data()

@@ -30,7 +30,10 @@ PROBE_QUERIES = 8
 def other_vectors(
     voice: Voice, plan: Plan, run: Run, progress: Report = quiet, stopped: Stopped = never
 ) -> dict[str, EmotionVectors]:
-    """The packs that the conditions use, by method; makes those that are missing. On the thread that owns MLX."""
+    """The packs that the conditions use, by method; makes those that are missing. On the thread that owns MLX.
+
+    They hold only those asked emotions that the shipped extraction set has questions for.
+    """
     packs = {"mean": plan.pack}
     wanted = list(plan.methods)
     if "geometry" in plan.settings.parts:
@@ -38,12 +41,12 @@ def other_vectors(
         samples = EmotionVectors.load(path, samples=True).samples if path is not None and path.is_file() else {}
         # A copy, so that the report needs nothing from outside this folder.
         EmotionVectors(dict(plan.pack), plan.pack.info, plan.pack.activation_norm, samples).save(run.vectors("mean"))
-        if not samples and "pca" not in wanted:
+        if not samples and plan.comparable and "pca" not in wanted:
             wanted.append("pca")  # its per-query shifts are what the plots need
     for method in wanted:
         path = run.vectors(method)
         if not path.is_file():
-            names = [e for e in plan.pack if e in plan.settings.asked] or list(plan.pack)
+            names = [e for e in plan.comparable if e in plan.settings.asked] or plan.comparable
             extraction_plan = ExtractionPlan.make(
                 names,
                 limit=min(METHOD_QUERIES, 2 * (plan.settings.limit or METHOD_QUERIES)),
@@ -51,7 +54,8 @@ def other_vectors(
                 keep_samples=method == "pca",
                 method=method,
             )
-            extraction = Extraction(voice, extraction_plan, plan.settings.batch_size)
+            # From the start, not from where a killed run was: other batches would move the last digits.
+            extraction = Extraction(voice, extraction_plan, plan.settings.batch_size, restart=True)
             made = extraction.run(lambda p: progress(p.done, p.total, f"vectors by {method}"), stopped)  # noqa: B023
             made.save(path)
             extraction.forget()

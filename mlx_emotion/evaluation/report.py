@@ -14,6 +14,7 @@ from ..emotions import BASE, NEUTRAL
 from ..errors import EvaluationError
 from ..files import atomic_write
 from .generate import Run
+from .judges import ITSELF
 from .metrics import PAPER_TABLES, paper_rows
 from .plan import circumplex_data
 
@@ -52,11 +53,11 @@ def number(value: float | None, digits: int = 2) -> str:
 
 def interval(found: Mapping[str, Any] | None, digits: int = 2, percent: bool = False) -> str:
     """A mean with its 95 % interval, and how many verdicts are missing."""
-    if not found or found["mean"] is None:
+    if not found:
         return NONE
     factor = 100 if percent else 1
     digits = 1 if percent else digits
-    text = number(factor * found["mean"], digits)
+    text = NONE if found["mean"] is None else number(factor * found["mean"], digits)
     if found["low"] is not None:
         text += f" [{number(factor * found['low'], digits)}, {number(factor * found['high'], digits)}]"
     return text + (f" ({found['missing']} missing)" if found["missing"] else "")
@@ -80,6 +81,29 @@ _PAPER_COLUMNS = {
     "eps": ("emotion_probability_base", 100),
     "eas": ("emotion_absolute_base", 1),
 }
+
+
+def judged_by(scores: Mapping[str, Any], metrics: Sequence[str]) -> str:
+    """Who judged each of ``metrics``, as one line; empty where nobody was asked."""
+    titles = {"circumplex": "label"} | {m: title.removesuffix(" %") for title, m, _, _ in COLUMNS}
+    judges = scores["judges"]
+    return "; ".join(f"{titles[m]} by {judges[m]}" for m in metrics if m in judges)
+
+
+def _judged(scores: Mapping[str, Any], *metrics: str) -> Iterator[Block]:
+    if line := judged_by(scores, metrics):
+        yield Text(f"Judged: {line}.")
+
+
+def not_comparable(scores: Mapping[str, Any], metrics: Sequence[str]) -> str:
+    """Why numbers of ``metrics`` cannot be held against the paper's; empty where no judge forbids it."""
+    judges = {m: scores["judges"][m] for m in metrics if m in scores["judges"]}
+    reasons = []
+    if any("built-in" in j for j in judges.values()):
+        reasons.append("built-in judges count words")
+    if judges.get("perplexity", "").endswith(ITSELF):
+        reasons.append("perplexity is the evaluated model's own, the paper's is Llama 3.1's")
+    return "; ".join(reasons)
 
 
 def build(scores: Mapping[str, Any], pictures: Sequence[str], answers: Sequence[Mapping[str, Any]]) -> list[Block]:
@@ -106,7 +130,9 @@ def _about(scores: Mapping[str, Any]) -> Iterator[Block]:
     model, s, pack, judges = scores["model"], scores["settings"], scores["pack"], scores["judges"]
     groups = ", ".join(f"{n} {g}" for g, n in s["queries"].items())
     limit = f", at most {s['limit']} of a group" if s["limit"] else ""
-    own = pack["queries"].get("sha256") == s["source"]["sha256"]
+    made_from = pack["queries"]
+    own = made_from.get("sha256") == s["source"]["sha256"]
+    origin = f"{made_from['name']}, another file" if "name" in made_from else "not known"
     yield Table(
         ("what", "value"),
         [
@@ -115,14 +141,20 @@ def _about(scores: Mapping[str, Any]) -> Iterator[Block]:
             ("fingerprint", model["fingerprint"]),
             ("vectors", f"site {pack['site']}, {'calibrated' if pack['calibrated'] else 'not calibrated'}"),
             ("queries", f"{s['source']['name']}{limit}: {groups}"),
-            ("extracted on", "the same queries" if own else "other queries than these"),
+            ("vectors made from", "the same file of queries" if own else origin),
             ("decoding", f"temperature {s['temperature']:g}, top-p {s['top_p']:g}, at most {s['max_tokens']} tokens"),
             ("seed, batch", f"{s['seed']}, {s['batch_size']}"),
             ("answers", f"{scores['answers']}, {scores['empty']} of them empty"),
         ],
     )
     if own:
-        yield Text("The vectors were made from these very queries: the scores do not show how they do on others.", True)
+        yield Text("The vectors were made from this very file: the scores do not show how they do on others.", True)
+    if pack.get("mean_only") and {"baselines", "geometry"} & set(s["parts"]):
+        yield Text(
+            f"The shipped extraction set has no questions for {', '.join(pack['mean_only'])}: left out of the vectors "
+            "by last and pca, and of the plots of single queries unless the pack came with them.",
+            True,
+        )
     yield Table(("metric", "judged by"), list(judges.items()))
     if any("built-in" in j for j in judges.values()):
         yield Text(
@@ -131,8 +163,9 @@ def _about(scores: Mapping[str, Any]) -> Iterator[Block]:
             True,
         )
     yield Text(
-        "Means with 95 % bootstrap intervals over answers. Verdicts that a judge did not give are counted as "
-        "missing and left out. A looping text can score high on any emotion: read every score beside its repetition."
+        "Means with 95 % bootstrap intervals over answers. Verdicts that a judge did not give, and the repetition of "
+        "empty answers, are counted as missing and left out. A looping text can score high on any emotion: read every "
+        "score beside its repetition."
     )
 
 
@@ -149,14 +182,22 @@ def _main(scores: Mapping[str, Any]) -> Iterator[Block]:
             continue  # the small steps are in the figures
         cells = [interval(condition["metrics"].get(m), d, p) for _, m, d, p in used]
         rows.append((_name(condition, unit), str(condition["n"]), *cells))
-        if condition["emotion"] == BASE and paper:
-            rows += [r for r in paper if unit == "scale" and r[0].endswith(f" {condition['dose']:g} × base")]
+        if unit == "scale" and (condition["kind"] == "plain" or condition["emotion"] == BASE):
+            rows += [r for r in paper if r[0].endswith(f" {condition['dose'] or 0:g} × base")]
     if paper and unit != "scale":
         rows += paper
     yield Table(("condition", "answers", *(c[0] for c in used)), rows)
+    metrics = [c[1] for c in used]
+    yield from _judged(scores, *metrics)
     if paper:
-        yield Text("Rows of the paper: arXiv 2502.04075, tables 2 to 5; its judges and its queries, raw scales.")
-    yield Picture("dose_response", "Emotion and repetition against the dose; the dotted line is calibration's 1.0.")
+        yield from _beside_paper(scores, "tables 2 to 5", metrics)
+    yield Picture("dose_response", "Emotion and repetition against the dose; a dotted line is calibration's 1.0.")
+
+
+def _beside_paper(scores: Mapping[str, Any], tables: str, metrics: Sequence[str]) -> Iterator[Block]:
+    yield Text(f"Rows of the paper: arXiv 2502.04075, {tables}; its judges and its queries, raw scales.")
+    if reason := not_comparable(scores, metrics):
+        yield Text(f"The other rows cannot be held against the paper's: {reason}.", True)
 
 
 def _name(condition: Mapping[str, Any], unit: str) -> str:
@@ -201,6 +242,9 @@ def _by_emotion(scores: Mapping[str, Any]) -> Iterator[Block]:
             rows.append((f"paper: {name}, {emotion}", *cells))
     yield Text("Mean probability, in per cent, of the steered emotion over all answers (the paper's Table 6).")
     yield Table(("emotion", *(f"{unit} {d:g}" for d in doses)), rows)
+    yield from _judged(scores, "classifier")
+    if theirs:
+        yield from _beside_paper(scores, "table 6", ["classifier"])
 
 
 def _statements(scores: Mapping[str, Any]) -> Iterator[Block]:
@@ -215,11 +259,11 @@ def _statements(scores: Mapping[str, Any]) -> Iterator[Block]:
         means = [s["mean"] for d, s in curve.get("scores", ()) if 0 <= d <= full + 1e-9 and s["mean"] is not None]
         steps = [b - a for a, b in itertools.pairwise(means)]
         rises = NONE if not steps else "yes" if min(steps) > -1e-9 and means[-1] > means[0] else "no"
-        last = [s for d, s in curve.get("topic", ()) if d <= full + 1e-9]
+        at_full = next((s for d, s in curve.get("topic", ()) if f"{d:g}" == f"{full:g}"), None)
         line = curve.get("linear")
         rows.append(
             (
-                emotion, rises, number(curve.get("rank"), 2), interval(last[-1], percent=True) if last else NONE,
+                emotion, rises, number(curve.get("rank"), 2), interval(at_full, percent=True),
                 number(line[2], 3) if line else NONE, number(probe.get("r2"), 3),
             )
         )  # fmt: skip
@@ -234,6 +278,7 @@ def _statements(scores: Mapping[str, Any]) -> Iterator[Block]:
         ),
         rows,
     )  # fmt: skip
+    yield from _judged(scores, "classifier", "adherence")
     yield Picture("topic", "Topic adherence against the plain model's, question by question.")
     yield Picture("linearity", "Left: score and its line. Right: length of the logit shift along one direction.")
     mixes, pairs = (found or {}).get("mixes", {}), probes.get("pairs", {})
@@ -252,6 +297,7 @@ def _statements(scores: Mapping[str, Any]) -> Iterator[Block]:
         yield Table(
             ("half of each", "first: seen (predicted), points", "second: seen (predicted), points", "logits R²"), rows
         )
+        yield from _judged(scores, "classifier")
         if mixes.get("r2") is not None:
             yield Text(f"Over all mixes the single effects explain R² {mixes['r2']:.3f} of the change of the scores.")
     yield Picture("addition", "Two emotions at half dose each: what the single effects predict, and what is seen.")
@@ -271,6 +317,7 @@ def _fading(scores: Mapping[str, Any]) -> Iterator[Block]:
         for way, series in data["ways"].items()
     ]
     yield Table(("way", *(str(t) for t in data["turns"])), rows)
+    yield from _judged(scores, "classifier")
     yield Picture("fading", "Score by turn.")
 
 
@@ -288,13 +335,16 @@ def _circumplex(scores: Mapping[str, Any]) -> Iterator[Block]:
     rows: list[tuple[str, ...]] = [
         (f"{s}°", *(interval(data[w]["states"].get(s)) for w in ways)) for s in sorted(states, key=float)
     ]
-    rows.append(("all", *(interval({**data[w]["all"], "missing": 0}) for w in ways)))
-    rows.append(("neutral %", *(number(100 * data[w]["neutral"], 1) for w in ways)))
+    rows.append(("all", *(interval(data[w]["all"]) for w in ways)))
+    shares = [data[w]["neutral"] for w in ways]
+    rows.append(("neutral %", *(number(None if s is None else 100 * s, 1) for s in shares)))
     yield Table(("state", *ways), rows)
+    yield from _judged(scores, "circumplex")
     yield Picture("circumplex", "Rings: the asked states. Dots: where the answers are on average.")
-    labels, words = circumplex_data()["labels"], circumplex_data()["words"]
-    listed = ", ".join(f"{k} {NONE if v is None else f'{v:g}°'} ({words.get(k, k)})" for k, v in labels.items())
-    yield Text(f"Label table, unless --labels gave another: {listed}.")
+    shipped = circumplex_data()
+    words = {k: f" ({shipped['words'][k]})" for k, v in scores["labels"].items() if shipped["labels"].get(k, "") == v}
+    listed = (f"{k} {NONE if v is None else f'{v:g}°'}{words.get(k, '')}" for k, v in scores["labels"].items())
+    yield Text(f"Label table: {', '.join(listed)}.")
 
 
 def _geometry() -> Iterator[Block]:

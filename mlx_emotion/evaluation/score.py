@@ -28,6 +28,7 @@ from .generate import (
 )
 from .judges import (
     BUILTIN,
+    ITSELF,
     Builtin,
     Item,
     Judge,
@@ -49,6 +50,7 @@ from .metrics import (
     repetition,
     spearman,
     summary,
+    words,
 )
 from .perplexity import perplexities
 from .plan import WAYS
@@ -164,21 +166,22 @@ def score(run: Run, judging: Judging, progress: Report = quiet, stopped: Stopped
     table = [r for r in rows if r["part"] in TABLES]
     judges = _judge_rows(rows, table, judging, about["model"], labels, known)
     for row in rows:
-        row["distinct_2"], looping = repetition(row["answer"])
-        row["low_distinct"], row["looping"] = int(row["distinct_2"] < LOW_DISTINCT), int(looping)
-        row["words"] = len(row["answer"].split())
+        row["distinct_2"], row["looping"] = repetition(row["answer"])
+        row["low_distinct"] = None if row["distinct_2"] is None else int(row["distinct_2"] < LOW_DISTINCT)
+        row["words"] = len(words(row["answer"]))
         if row.get("emotion") in labels and "emotions" in row:
             row["asked"] = _probabilities([row], row["emotion"])[0]
     result: dict[str, Any] = {k: about[k] for k in ("model", "pack", "settings")} | {"judges": judges}
     result["conditions"] = _conditions(table, seed)
     result["table6"] = _table6(table, settings["emotions"], seed) if "classifier" in judging.metrics else {}
+    scales = about["pack"]["scales"]
+    full = {e: 1.0 if settings["unit"] == "intensity" else scales[e] for e in settings["emotions"]}
+    result["full"] = full
     if table and asked:
-        scales = about["pack"]["scales"]
-        full = {e: 1.0 if settings["unit"] == "intensity" else scales[e] for e in asked}
-        result["full"] = full
-        result["statements"] = _statements(table, full, seed)
+        result["statements"] = _statements(table, {e: full[e] for e in asked}, seed)
     if circumplex := [r for r in rows if r["part"] == "circumplex"]:
         result["circumplex"] = _circumplex(circumplex, seed)
+        result["labels"] = read_labels(judging.labels)
     if fading := [r for r in rows if r["part"] == "fading"]:
         result["fading"] = _fading(fading, asked, seed)
     if "probes" in settings["parts"]:
@@ -221,7 +224,7 @@ def _judge_rows(
     if "perplexity" in judging.metrics:
         itself = judging.perplexity == SELF
         name = model["name"] if itself else judging.perplexity
-        judges["perplexity"] = f"{Path(name).name}{', the model itself' if itself else ''}"
+        judges["perplexity"] = Path(name).name + (f", {ITSELF}" if itself else "")
         adapter = model.get("adapter") if itself else None
         for row, value in zip(table, known.perplexity(name, table, adapter, judging.trust_remote_code)):
             row["perplexity"] = value
@@ -298,16 +301,17 @@ def _statements(table: list[Row], full: Mapping[str, float], seed: int) -> dict[
     for emotion in full:
         steered = {r[0]["dose"]: r for r in by.values() if r[0]["kind"] == "steering" and r[0]["emotion"] == emotion}
         doses = {0.0: plain, **{d: steered[d] for d in sorted(steered)}} if plain else steered
-        if len(doses) < 2 or not plain or "emotions" not in plain[0]:
+        if len(doses) < 2 or not plain or not {"emotions", "adherence"} & set(plain[0]):
             continue
-        scores = {d: summary(_probabilities(r, emotion), seed) for d, r in doses.items()}
-        pairs = [(d, p) for d, r in doses.items() for p in _probabilities(r, emotion) if p is not None]
+        judged = doses if "emotions" in plain[0] else {}
+        scores = {d: summary(_probabilities(r, emotion), seed) for d, r in judged.items()}
+        small = {d: r for d, r in judged.items() if 0 <= d <= full[emotion] + 1e-9}
+        pairs = [(d, p) for d, r in small.items() for p in _probabilities(r, emotion) if p is not None]
         topic = {
             d: summary(_differences(plain, r, "adherence"), seed) for d, r in doses.items() if d and "adherence" in r[0]
         }
         curves[emotion] = {
             "scores": [[d, s] for d, s in scores.items()],
-            "repetition": [[d, summary((x["low_distinct"] for x in r), seed)] for d, r in doses.items()],
             "rank": spearman([d for d, _ in pairs], [p for _, p in pairs]),
             "topic": [[d, s] for d, s in topic.items()],
             "linear": linear([[d, s] for d, s in scores.items()], full[emotion]),
@@ -351,17 +355,25 @@ def _mixes(by: Mapping[str, list[Row]], full: Mapping[str, float], seed: int) ->
 
 
 def _circumplex(rows: list[Row], seed: int) -> dict[str, Any]:
-    """Mean cosine per way and state, and the share of answers whose label has no direction."""
+    """Mean cosine per way and state, and the share of labels that have no direction.
+
+    A label without a direction is left out of the mean; only an answer without a label is missing.
+    """
     ways: dict[str, Any] = {}
     for way in WAYS:
         kept = [r for r in rows if r["way"] == way]
         states = {}
         for angle in sorted({r["angle"] for r in kept}):
             here = [r for r in kept if r["angle"] == angle]
-            states[str(angle)] = {**summary((r["cosine"] for r in here), seed), "point": _mean_point(here)}
-        everything = summary((r["cosine"] for r in kept), seed)
-        ways[way] = {"states": states, "all": everything, "neutral": everything["missing"] / len(kept)}
+            states[str(angle)] = {**_cosines(here, seed), "point": _mean_point(here)}
+        labelled = [r for r in kept if r["top"] is not None]
+        neutral = sum(r["direction"] is None for r in labelled) / len(labelled) if labelled else None
+        ways[way] = {"states": states, "all": _cosines(kept, seed), "neutral": neutral}
     return ways
+
+
+def _cosines(rows: Sequence[Row], seed: int) -> dict[str, Any]:
+    return summary((r["cosine"] for r in rows if r["top"] is None or r["direction"] is not None), seed)
 
 
 def _mean_point(rows: Sequence[Row]) -> list[float] | None:

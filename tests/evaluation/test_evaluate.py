@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import os
 import shutil
@@ -19,10 +20,14 @@ import mlx_emotion
 from mlx_emotion.cli import main
 from mlx_emotion.engine import shared
 from mlx_emotion.errors import EvaluationError, Interrupted, QueryError, UsageError
+from mlx_emotion.evaluation import probes, report
 from mlx_emotion.evaluation import run as stages
+from mlx_emotion.evaluation.judges import read_labels
 from mlx_emotion.evaluation.perplexity import perplexities
 from mlx_emotion.evaluation.plan import EQ_PLUS, Plan, Settings, read_queries
 from mlx_emotion.evaluation.run import Judging, Run, make_answers, make_report, plan_for, score
+from mlx_emotion.evaluation.score import _circumplex, _statements
+from mlx_emotion.files import extraction_folder
 from mlx_emotion.models import load_model
 from mlx_emotion.vectors import EmotionVectors
 
@@ -94,6 +99,17 @@ def test_a_list_of_400_is_read_as_eq_plus(tmp_path):
     assert queries["neutral"][0] == "question 250"
     path.write_text(json.dumps(["one", "two"]))
     assert read_queries(path)[0] == {"all": ["one", "two"]}
+    path.write_text(json.dumps(["one", "\ud800"]))
+    with pytest.raises(QueryError, match="question 1 has half a character"):
+        read_queries(path)
+
+
+def test_every_group_of_ones_own_queries_is_asked(pack, tmp_path):
+    path = tmp_path / "queries.json"
+    path.write_text(json.dumps({"fear": ["Boo?"], "weather": ["Will it rain?"]}))
+    settings = Settings.make(pack, queries=path, emotions=["fear"])
+    assert set(settings.queries) == set(settings.read) == {"fear", "weather"}
+    assert "weather" not in Settings.make(pack, emotions=["fear"]).queries
 
 
 @pytest.mark.parametrize(
@@ -255,15 +271,63 @@ def test_an_answer_file_of_another_run_is_refused(model, queries_path, tmp_path)
 
 def test_other_settings_are_refused_until_restart(done, model, queries_path, tmp_path):
     run = Run(shutil.copytree(done.folder, tmp_path / "copy"))
-    mine = tmp_path / "copy" / "notes.txt"
-    mine.write_text("mine")
+    mine = [run.folder / "notes.txt", run.figures / "mine.png", run.folder / "vectors" / "mine.safetensors"]
+    for path in mine:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("mine")
     plan = plan_for(model, queries=queries_path, parts=[*FAST, "circumplex", "fading"], seed=7, **SMALL)
     with pytest.raises(EvaluationError, match=r"seed: there 0, asked 7.*--restart"):
         run.begin("tiny", model.identity, model.quantization, plan)
     assert run.answers.exists()
     run.begin("tiny", model.identity, model.quantization, plan, restart=True)
     assert not run.answers.exists()
-    assert mine.exists()
+    assert [p.name for p in run.figures.iterdir()] == ["mine.png"]
+    assert all(p.exists() for p in mine)
+
+
+@pytest.mark.parametrize("name", ["run.json", "figures/topic.png"])
+def test_a_folder_that_is_no_run_is_never_cleared(name, model, queries_path, tmp_path):
+    plan, run = plan_for(model, queries=queries_path, parts=FAST, **SMALL), Run(tmp_path)
+    mine = tmp_path / name
+    mine.parent.mkdir(exist_ok=True)
+    mine.write_text('{"format": 1}')
+    with pytest.raises(EvaluationError, match="give another --output"):
+        run.begin("tiny", model.identity, model.quantization, plan, restart=True)
+    assert [p for p in tmp_path.rglob("*") if p.is_file()] == [mine]
+
+
+def test_vectors_of_other_methods_are_made_whole_or_begun_again(
+    model, tiny_model_path, queries_path, tmp_path, monkeypatch
+):
+    """Gone on with, what was left would be answered in other batches than in an undisturbed run."""
+    resumed = []
+
+    class Watched(probes.Extraction):
+        def run(self, *arguments):
+            resumed.append(self.resumed)
+            return super().run(*arguments)
+
+    monkeypatch.setattr(probes, "Extraction", Watched)
+    plan, run = plan_for(model, queries=queries_path, parts=["baselines"], **SMALL), Run(tmp_path / "run")
+    steps = iter(range(100))
+    with pytest.raises(Interrupted, match="extraction"):
+        make_answers(model, str(tiny_model_path), plan, run, stopped=lambda: next(steps) > 40)
+    assert any(extraction_folder().iterdir())
+    make_answers(model, str(tiny_model_path), plan, run)
+    assert resumed == [0, 0, 0]  # last; pca, stopped; pca
+
+
+def test_an_emotion_without_questions_in_the_shipped_set(pack, tiny_model_path, queries_path, tmp_path):
+    entries = {**pack.info.emotions, "spite": {"instructions": ["Be spiteful."], "count": 1, "scale": 2.0}}
+    own = EmotionVectors({**pack, "spite": pack["fear"]}, dataclasses.replace(pack.info, emotions=entries))
+    model = mlx_emotion.load(str(tiny_model_path), vectors=own.save(tmp_path / "own.safetensors"))
+    small = {**SMALL, "emotions": ["fear", "spite"], "queries": queries_path, "limit": 1}
+    plan, run = plan_for(model, parts=["tables", "baselines"], **small), Run(tmp_path / "run")
+    make_answers(model, str(tiny_model_path), plan, run)
+    kinds = {(c["kind"], c["emotion"]) for c in score(run, Judging())["conditions"] if c["part"] == "baselines"}
+    assert kinds == {("prompt", "fear"), ("prompt", "spite"), ("last", "fear"), ("pca", "fear")}
+    make_report(run)
+    assert "no questions for spite" in run.markdown.read_text()
 
 
 # Bad input.
@@ -321,6 +385,64 @@ def test_the_papers_row_stands_beside_a_model_of_theirs(done, tmp_path):
     text = run.markdown.read_text()
     assert "paper: Qwen2.5, 1 × base | – | 5.41 | 97.5 | 50.0 | 0.862" in text
     assert "paper: Qwen2.5-7B, joy | 26.2" in text
+    assert "EPS by built-in lexicon" in text
+    assert "perplexity is the evaluated model's own" in text
+    scores["settings"]["unit"] = "scale"
+    (table,) = [b for b in report.build(scores, [], []) if getattr(b, "header", ("",))[0] == "condition"]
+    assert [row[0] for row in table.rows][:2] == ["plain", "paper: Qwen2.5, 0 × base"]
+
+
+def test_the_label_table_is_the_one_that_was_used(done, tmp_path):
+    run = Run(shutil.copytree(done.folder, tmp_path / "copy"))
+    path = tmp_path / "labels.json"
+    path.write_text(json.dumps({**read_labels(None), "joy": 45}))
+    score(run, Judging(labels=str(path)))
+    make_report(run)
+    text = run.markdown.read_text()
+    assert "joy 45°," in text
+    assert "anger 99° (angry)" in text
+
+
+def test_an_answer_without_a_label_is_missing_and_not_neutral():
+    way = {"way": "prompt", "angle": 0}
+    rows = [
+        {**way, "top": "joy", "direction": 0.0, "cosine": 1.0},
+        {**way, "top": "neutral", "direction": None, "cosine": None},
+        {**way, "top": None, "direction": None, "cosine": None},
+    ]
+    found = _circumplex(rows, 0)
+    assert found["prompt"]["neutral"] == 0.5
+    assert (found["prompt"]["all"]["mean"], found["prompt"]["all"]["missing"]) == (1.0, 1)
+    assert found["both"]["neutral"] is None
+
+
+def test_the_rank_correlation_ends_at_the_full_dose():
+    def row(kind: str, dose: float | None, p: float) -> dict:
+        return {
+            "condition": kind if dose is None else f"{kind}:fear@{dose:g}", "kind": kind, "emotion": "fear",
+            "dose": dose, "emotions": {"fear": p}, "group": "fear", "question": "Boo?",
+        }  # fmt: skip
+
+    rows = [row("plain", None, 0.2), *(row("steering", d, p) for d, p in ((-1, 0.9), (0.5, 0.4), (1, 0.6), (1.5, 0)))]
+    assert _statements(rows, {"fear": 1.0}, 0)["curves"]["fear"]["rank"] == pytest.approx(1)
+
+
+def test_change_at_the_full_dose_only_where_there_is_one(done):
+    scores = json.loads(done.scores.read_text())
+
+    def change() -> str:
+        (table,) = [
+            b for b in report.build(scores, [], []) if getattr(b, "header", ("", ""))[1] == "rises at every step"
+        ]
+        return next(row[3] for row in table.rows if row[0] == "fear")
+
+    assert change() != report.NONE
+    scores["full"]["fear"] = 1.2
+    assert change() == report.NONE
+
+
+def test_a_mean_of_nothing_says_how_much_is_missing():
+    assert report.interval({"mean": None, "low": None, "high": None, "n": 0, "missing": 3}) == "– (3 missing)"
 
 
 @pytest.mark.parametrize(

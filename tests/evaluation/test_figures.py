@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -55,6 +57,22 @@ def test_too_few_vectors_give_no_figure():
     assert figures.tsne({}, few) is figures.distances({}, few) is figures.norms({}, few) is None
 
 
+def test_base_has_curves_too_and_repetition_needs_no_classifier():
+    from mlx_emotion.evaluation import figures
+
+    def condition(kind: str, emotion: str | None, dose: float | None, share: float) -> dict:
+        summary = {"mean": share, "low": None, "high": None, "n": 1, "missing": 0}
+        return {"kind": kind, "emotion": emotion, "dose": dose, "metrics": {"low_distinct": summary}}
+
+    conditions = [condition("plain", None, None, 0.0), condition("steering", "base", 1.5, 0.5)]
+    conditions.append(condition("steering", "base", 1.0, 0.25))
+    scores = {"settings": {"unit": "intensity"}, "full": {"base": 1.0}, "conditions": conditions}
+    (axis,) = figures.dose_response(scores, {}).axes
+    assert [t.get_text() for t in axis.get_legend().get_texts()] == ["base"]
+    curve = axis.lines[0]
+    assert (list(curve.get_xdata()), list(curve.get_ydata())) == ([0, 1, 1.5], [0, 0.25, 0.5])
+
+
 def test_norms_and_cosines_show_every_emotion(geometry):
     from mlx_emotion.evaluation import figures
 
@@ -73,6 +91,23 @@ def test_reproduce_says_what_it_would_do(tiny_model_path, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_reproduce_without_a_network_knows_what_is_cached(tiny_model_path, tmp_path):
+    folder = tmp_path / "models--some--model"
+    shutil.copytree(tiny_model_path, folder / "snapshots" / "abc")
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text("abc")
+
+    def dry_run(model: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, str(SCRIPT), model, "--output", str(tmp_path / "out"), "--dry-run"]
+        environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path)}
+        return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+    assert "--model some/model" in dry_run("some/model").stdout
+    found = dry_run("other/model")
+    assert found.returncode == 1
+    assert found.stderr.startswith("reproduce_paper: cannot find other/model: ")
+
+
 def test_reproduce_a_tiny_model(tiny_model_path, tmp_path):
     command = [
         sys.executable,
@@ -86,7 +121,9 @@ def test_reproduce_a_tiny_model(tiny_model_path, tmp_path):
     ]
     found = subprocess.run([*command, "--limit", "1", "--max-tokens", "2"], capture_output=True, text=True)
     assert found.returncode == 0, found.stderr
-    lines = (tmp_path / "summary.md").read_text().splitlines()
-    assert [line.split("|")[2].strip() for line in lines[4:]] == ["0", "-1", "1", "2", "4"]
+    text = (tmp_path / "summary.md").read_text()
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert [row.split("|")[2].strip() for row in rows[2:]] == ["0", "-1", "1", "2", "4"]
+    assert "topic adherence by built-in topic-word overlap" in text
     (scores,) = tmp_path.glob("*/evaluation/scores.json")
     assert json.loads(scores.read_text())["settings"]["max_tokens"] == 2

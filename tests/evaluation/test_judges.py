@@ -127,6 +127,8 @@ def test_the_shipped_label_table_covers_go_emotions_and_is_explained():
         ("topic", '{"topic": 2}', None),
         ("topic", '{"topic": [1]}', None),
         ("topic", "I cannot judge that.", None),
+        ("topic", 'The form is {"topic": 0}, so: {"topic": 1}', 1),
+        ("topic", '{"topic": 1} {"topic": 5}', 1),
         ("scores", SCORES, dict.fromkeys(EAS_EMOTIONS, 10.0)),
         ("scores", SCORES.replace("10", "101", 1), None),
         ("scores", SCORES.replace("10", '"high"', 1), None),
@@ -142,10 +144,10 @@ def test_read_verdict(kind, reply, verdict):
 class Endpoint:
     """An OpenAI-compatible endpoint on this machine that gives the listed replies in turn, then the last for ever.
 
-    A reply is an HTTP status, ``None`` (a body that is no JSON), or the text of the answer.
+    A reply is an HTTP status, ``None`` (a body that is no JSON), bytes sent as they are, or the text of the answer.
     """
 
-    def __init__(self, *replies: int | str | None) -> None:
+    def __init__(self, *replies: int | str | bytes | None) -> None:
         self.replies, self.seen, self.lock = list(replies), [], threading.Lock()
         outer = self
 
@@ -155,6 +157,9 @@ class Endpoint:
                 with outer.lock:
                     outer.seen.append((self.path, self.headers.get("Authorization"), body))
                     reply = outer.replies.pop(0) if len(outer.replies) > 1 else outer.replies[0]
+                if isinstance(reply, bytes):
+                    self.wfile.write(reply)
+                    return
                 answer = {"choices": [{"message": {"content": reply}}]}
                 data = b"<html>" if reply is None else json.dumps(answer).encode()
                 self.send_response(reply if isinstance(reply, int) else 200)
@@ -192,16 +197,33 @@ def test_an_endpoint_judges(monkeypatch):
 
 
 def test_an_endpoint_that_is_busy_and_broken_at_first():
-    with Endpoint(429, 500, None, SCORES) as endpoint:
+    with Endpoint(429, 500, None, b"not HTTP\r\n", SCORES) as endpoint:
         found = judges.chat_judge(endpoint.spec, "scores").judge(ITEMS[:1])
     assert found == [dict.fromkeys(EAS_EMOTIONS, 10.0)]
-    assert len(endpoint.seen) == 4
+    assert len(endpoint.seen) == 5
 
 
 def test_a_refusal_is_asked_once_more_and_then_missing():
     with Endpoint("I would rather not.") as endpoint:
         assert judges.chat_judge(endpoint.spec, "topic").judge(ITEMS[:1]) == [None]
     assert len(endpoint.seen) == 2
+
+
+def test_a_request_that_is_not_taken_is_missing():
+    with Endpoint(400, '{"topic": 1}') as endpoint:
+        found = judges.chat_judge(endpoint.spec, "topic").judge(ITEMS)
+    assert sorted(found, key=str) == [1, 1, None]
+
+
+@pytest.mark.parametrize("status", [400, 422])
+def test_an_endpoint_that_takes_no_request_says_why(status):
+    with Endpoint(status) as endpoint, pytest.raises(EvaluationError, match=rf"HTTP {status}: .*choices"):
+        judges.chat_judge(endpoint.spec, "topic").judge(ITEMS)
+
+
+def test_a_batch_whose_only_request_is_not_taken_does_not_end_the_run():
+    with Endpoint(400, '{"topic": 1}') as endpoint:
+        assert judges.chat_judge(endpoint.spec, "topic").judge(ITEMS[:1]) == [None]
 
 
 def test_a_wrong_key_ends_at_once():
@@ -220,6 +242,12 @@ def test_an_endpoint_out_of_reach():
 def test_an_endpoint_without_a_model_name():
     with pytest.raises(UsageError, match="names no model"):
         judges.chat_judge("http://127.0.0.1:1/v1", "topic")
+
+
+@pytest.mark.parametrize("url", ["http://", "http://here:port", "http://here:99999", "http://[::1", "http://a b/v1"])
+def test_an_endpoint_with_a_malformed_address(url):
+    with pytest.raises(UsageError, match="is no address"):
+        judges.chat_judge(f"{url}#judge", "topic")
 
 
 def test_a_local_model_is_asked_and_its_nonsense_is_missing(tiny_model_path):

@@ -29,11 +29,21 @@ def test_cosine_of_angles_over_the_circle():
         ("no no no no no no no no no no no", 1 / 10, True),
         ("well then go away now go away now go away now", 5 / 10, True),
         ("go away now go away now go away now and then it ended well", 8 / 13, False),
-        ("", 1.0, False),
+        ("!!!!", 1 / 3, False),
+        ("我怕。" * 5, 3 / 14, True),  # 15 characters, and three pairs of them
     ],
 )
 def test_repetition(text, distinct, loops):
     assert metrics.repetition(text) == (pytest.approx(distinct), loops)
+
+
+def test_an_empty_text_has_no_repetition():
+    assert metrics.repetition(" ") == (None, None)
+
+
+def test_words_of_english_are_what_lies_between_blanks():
+    text = 'He said: "Don\'t!" (Twice)... Then a state-of-the-art thing, at 3.50 — no?!'
+    assert metrics.words(text) == text.lower().split()
 
 
 def test_bootstrap_of_a_constant_and_of_one_value():
@@ -93,6 +103,7 @@ def test_topic_overlap(question, answer, wanted):
         ("meta-llama/Llama-2-13b-chat-hf", (None, "Llama2-13B")),
         ("Qwen/Qwen2.5-7B-Instruct", ("Qwen2.5", "Qwen2.5-7B")),
         ("Qwen/Qwen-7B-Chat", ("Qwen", None)),
+        ("deepseek-ai/DeepSeek-R1-Distill-Qwen-7B", (None, None)),
         ("01-ai/Yi-6B-Chat", ("Yi", None)),
         ("google/gemma-7b-it", ("Gemma", None)),
         ("google/codegemma-7b-it", (None, None)),

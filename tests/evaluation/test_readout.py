@@ -50,7 +50,7 @@ def test_a_reading_is_the_projection_of_the_activations(model):
     np.testing.assert_allclose(differences, np.broadcast_to(differences[0], differences.shape), rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize(("text", "says"), [(" ", "empty"), ("word " * 200, "context is 512")])
+@pytest.mark.parametrize(("text", "says"), [(" ", "empty"), ("word " * 200, "context is 512"), ("\udcff", "UTF-8")])
 def test_a_text_that_cannot_be_read(model, text, says):
     with pytest.raises(UsageError, match=says):
         model.run(lambda voice: PromptReader(voice).read(text))

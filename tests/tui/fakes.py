@@ -7,7 +7,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 
-from mlx_emotion import CATALOGUE, Done, Feeling, FeelingChanged, GuardTripped, MLXEmotionError, Reading, Thought, Token
+from mlx_emotion import (
+    CATALOGUE,
+    Done,
+    Feeling,
+    FeelingChanged,
+    GuardTripped,
+    MLXEmotionError,
+    Reading,
+    Store,
+    Thought,
+    Token,
+)
 from mlx_emotion.compare import Answer
 from mlx_emotion.options import Options
 
@@ -91,9 +102,12 @@ class FakeChat:
         return self._answer(seed)
 
     def compare(self, message, feelings, seed=None):
-        for column, feeling in enumerate(feelings):
-            text = f"{message} with {feeling}"
+        texts = [f"{message} with {feeling}" for feeling in feelings]
+        for column, text in enumerate(texts):
             yield Answer(column, Token(text, 0))
+        while not self.model.go.wait(0.01):
+            yield Answer(0, Token("", 0))
+        for column, (text, feeling) in enumerate(zip(texts, feelings)):
             yield Answer(column, self._done(text, "stop", feeling, 1, [(0, str(feeling))], False))
 
     def _answer(self, seed):
@@ -109,6 +123,8 @@ class FakeChat:
                 raise MLXEmotionError("the engine broke")
             while not self.model.go.wait(0.01) and not self._stop.is_set():
                 pass
+            if self.model.closed:
+                raise MLXEmotionError(f"{self.model.id} was closed")
             if self._stop.is_set():
                 reason = "cancelled"
                 break
@@ -137,6 +153,17 @@ class FakeChat:
             prefilled=3, tokens=tokens, tokens_per_second=100.0, time_to_first_token=0.01, timeline=tuple(timeline),
             thinking=thinking,
         )  # fmt: skip
+
+
+class FullDisk(Store):
+    """A store that has no room, until it has."""
+
+    full = False
+
+    def _transaction(self):
+        if self.full:
+            raise MLXEmotionError("the disk is full")
+        return super()._transaction()
 
 
 async def until(pilot, condition, seconds: float = 30.0) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from mlx_emotion import MLXEmotionError, Store
+from mlx_emotion import Exchange, Reply, Store
 from mlx_emotion.tui.transcript import ReplyMessage
 
-from .fakes import Fake, answered, ready, replied, say, text_of, until
+from .fakes import Fake, FullDisk, answered, ready, replied, say, text_of, until
 
 pytestmark = pytest.mark.anyio
 
@@ -134,6 +134,60 @@ async def test_editing_replaces_the_last_message(make_app, fake):
         assert [e.user for e in stored] == ["one", "two"]
 
 
+async def test_a_draft_comes_back_after_editing(make_app):
+    app = make_app()
+    async with app.run_test() as pilot:
+        await ready(pilot)
+        await say(pilot, "one")
+        await answered(pilot, 1)
+        await pilot.press(*"half", "ctrl+g")
+        assert app.box.text == "one"
+        await pilot.press("escape")
+        assert app.box.text == "half"
+        await pilot.press("ctrl+g", "!", "ctrl+g", "2", "enter")
+        await until(pilot, lambda: [e.user for e in app.transcript.exchanges] == ["one2"])
+        await answered(pilot, 1)
+        assert app.box.text == "half"
+
+
+async def test_a_full_disk_while_editing_drops_nothing(make_app):
+    app = make_app(store=FullDisk)
+    async with app.run_test() as pilot:
+        await ready(pilot)
+        for n, text in enumerate(("one", "tow")):
+            await say(pilot, text)
+            await answered(pilot, n + 1)
+        await pilot.press("ctrl+g")
+        app.talk.store.full = True
+        await say(pilot, "two")
+        await until(pilot, lambda: app.box.text == "two")
+        assert [e.user for e in app.transcript.exchanges] == ["one", "tow"]
+        app.talk.store.full = False
+        await pilot.press("enter")
+        await until(pilot, lambda: [e.user for e in app.transcript.exchanges] == ["one", "two"])
+        await answered(pilot, 2)
+        assert [e.user for e in app.talk.store.exchanges(app.talk.conversation)] == ["one", "two"]
+
+
+async def test_editing_in_two_windows(make_app):
+    app = make_app()
+    async with app.run_test() as pilot:
+        await ready(pilot)
+        for n, text in enumerate(("one", "tow")):
+            await say(pilot, text)
+            await answered(pilot, n + 1)
+        first, other = app.talk.conversation, Store()
+        other.exchanges(first)
+        other.add(first, Exchange("from elsewhere"))
+        await pilot.press("ctrl+g")
+        await say(pilot, "two")
+        await until(pilot, lambda: [e.user for e in app.transcript.exchanges] == ["one", "two"])
+        await answered(pilot, 2)
+        assert [e.user for e in other.exchanges(first)] == ["one", "tow", "from elsewhere"]
+        assert [e.user for e in other.exchanges(app.talk.conversation)] == ["one", "two"]
+        other.close()
+
+
 async def test_a_reply_that_fails_is_kept_and_the_next_works(make_app):
     fake = Fake(breaks_after=2)
     app = make_app(fake)
@@ -149,17 +203,6 @@ async def test_a_reply_that_fails_is_kept_and_the_next_works(make_app):
         await say(pilot, "and now?")
         await answered(pilot, 2)
         assert app.transcript.exchanges[1].reply.state == "stop"
-
-
-class FullDisk(Store):
-    """A store that has no room, until it has."""
-
-    full = False
-
-    def _transaction(self):
-        if self.full:
-            raise MLXEmotionError("the disk is full")
-        return super()._transaction()
 
 
 async def test_a_full_disk_loses_no_message(make_app, fake):
@@ -204,8 +247,6 @@ async def test_two_windows_on_one_conversation(make_app):
         first = app.talk.conversation
         other = Store()
         other.exchanges(first)
-        from mlx_emotion import Exchange
-
         other.add(first, Exchange("from elsewhere"))
         await say(pilot, "two")
         await answered(pilot, 2)
@@ -262,8 +303,6 @@ def test_a_bracketed_paste_with_escapes_stays_one_paste(every):
 
 
 async def test_find_reveals_a_message_that_is_not_mounted(make_app):
-    from mlx_emotion import Exchange, Reply
-
     store = Store()
     id_ = store.fork("fake", "long", [Exchange(f"m{n}.").with_reply(Reply(f"r{n}.", state="stop")) for n in range(200)])
     store.close()
@@ -277,13 +316,16 @@ async def test_find_reveals_a_message_that_is_not_mounted(make_app):
         assert "r3." in [m.source for m in app.transcript.of(3)]
 
 
-async def test_scrolling_up_mounts_older_and_unmounts_newer(make_app):
-    from mlx_emotion import Exchange, Reply
-
+def long(count: int) -> None:
+    """A stored conversation of ``count`` messages."""
     store = Store()
-    id_ = store.fork("fake", "long", [Exchange(f"m{n}").with_reply(Reply(f"r{n}", state="stop")) for n in range(80)])
+    store.fork("fake", "long", [Exchange(f"m{n}").with_reply(Reply(f"r{n}", state="stop")) for n in range(count)])
     store.close()
-    app = make_app(resume=id_)
+
+
+async def test_scrolling_up_mounts_older_and_unmounts_newer(make_app):
+    long(80)
+    app = make_app(resume="")
     async with app.run_test(size=(100, 30)) as pilot:
         await ready(pilot)
         for _ in range(400):
@@ -296,6 +338,30 @@ async def test_scrolling_up_mounts_older_and_unmounts_newer(make_app):
         assert [m.source for m in app.transcript.messages][:2] == ["m0", "r0"]
         await app.transcript.action_ends(1)
         await until(pilot, lambda: bool(app.transcript.of(79)))
+
+
+@pytest.mark.parametrize("back", [False, True])
+async def test_a_reply_grows_on_while_one_looks_at_the_beginning(make_app, fake, back):
+    """``back``: one is at its end again before the reply is."""
+    long(40)
+    app = make_app(resume="")
+    async with app.run_test(size=(100, 30)) as pilot:
+        await ready(pilot)
+        fake.go.clear()
+        await say(pilot, "go on")
+        await until(pilot, lambda: app.talk.speaking is not None)
+        await app.transcript.action_ends(0)
+        await until(pilot, lambda: bool(app.transcript.of(0)))
+        assert app.transcript.of(40) == []
+        if back:
+            await app.transcript.action_ends(1)
+        fake.go.set()
+        await answered(pilot, 41)
+        await app.transcript.action_ends(1)
+        await until(pilot, lambda: fake.says in text_of(app))
+        assert [m.source for m in app.transcript.of(40)] == ["go on", fake.says]
+        assert "cut off" not in text_of(app)
+        assert len(app.transcript.children) == len(app.transcript.messages)
 
 
 async def test_resume_tells_the_model_what_was_said(make_app, fake):
@@ -314,8 +380,6 @@ async def test_resume_tells_the_model_what_was_said(make_app, fake):
 
 
 async def test_a_cut_off_reply_is_marked(make_app):
-    from mlx_emotion import Exchange, Reply
-
     store = Store()
     id_ = store.create("fake")
     store.add(id_, Exchange("hi").with_reply(Reply("half a", tokens=2)))
@@ -358,3 +422,42 @@ async def test_copy_takes_the_chosen_message(make_app, monkeypatch):
         await pilot.press("up")
         await pilot.press("c")
         assert app.clipboard == "take me"
+
+
+async def test_copying_a_reply_under_way_takes_what_is_there(make_app, fake, monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    fake.waits_on_change = True
+    app = make_app()
+    async with app.run_test() as pilot:
+        await ready(pilot)
+        fake.go.clear()
+        await say(pilot, "hi")
+        await until(pilot, lambda: app.talk.speaking is not None)
+        app.copy_to_clipboard("before")
+        await pilot.press("ctrl+y")
+        assert app.clipboard == "before"
+        app.feelings.set(fake.feeling("joy"))
+        fake.go.set()  # one word, and then it waits
+        await until(pilot, lambda: app.talk.last_said == "one")
+        await pilot.press("ctrl+y")
+        assert app.clipboard == "one"
+        fake.go.set()
+        await answered(pilot, 1)
+
+
+async def test_the_last_reply_is_the_last_also_where_it_is_out_of_sight(make_app, fake, monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    long(40)
+    app = make_app(resume="")
+    async with app.run_test(size=(100, 30)) as pilot:
+        await ready(pilot)
+        await pilot.press("ctrl+r")
+        await replied(pilot, 39, 2)
+        await app.transcript.action_ends(0)
+        await until(pilot, lambda: app.transcript.of(39) == [])
+        app.box.focus()
+        await pilot.press("ctrl+y")
+        assert app.clipboard == fake.says
+        await app.talk.variant()
+        assert app.transcript.exchanges[39].reply.text == "r39"
+        assert [m.source for m in app.transcript.of(39)] == ["m39", "r39"]

@@ -4,18 +4,34 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 
 import pytest
 
 import mlx_emotion
 from mlx_emotion import MLXEmotionError, Step, Store
+from mlx_emotion.errors import UsageError
 from mlx_emotion.library import Available
 from mlx_emotion.tui.app import EmotionApp
 from mlx_emotion.tui.settings import KEYS, Settings
 
-from .fakes import Fake, answered, ready, replied, say, styles_of, text_of, until
+from .fakes import Fake, FullDisk, answered, ready, replied, say, styles_of, text_of, until
 
 pytestmark = pytest.mark.anyio
+
+
+async def compare(pilot, text: str) -> None:
+    """Write a message and begin to compare it under six feelings."""
+    pilot.app.box.put(text)
+    await pilot.press("ctrl+t")
+    await until(pilot, lambda: "6 chosen" in text_of(pilot.app))
+    await pilot.press("enter")
+    await until(pilot, lambda: hasattr(pilot.app.screen, "columns"))
+
+
+def shown_keys(app) -> dict:
+    """What the footer shows, by key."""
+    return {key.key: key for key in app.screen.query("FooterKey")}
 
 
 @pytest.mark.parametrize("size", [(80, 24), (100, 30), (140, 40)])
@@ -226,6 +242,106 @@ async def test_loading_can_be_cancelled(fake, monkeypatch):
         assert app.model is fake
 
 
+async def test_a_model_is_taken_when_the_reply_has_ended(fake):
+    other, gate = Fake(id="other"), threading.Event()
+
+    def load(name):
+        if name != "other":
+            return fake
+        gate.wait(30)
+        return other
+
+    app = EmotionApp(load=load, settings=Settings(animation=False))
+    async with app.run_test(size=(100, 30)) as pilot:
+        await ready(pilot)
+        app.loader.begin("other")
+        fake.go.clear()
+        await say(pilot, "while it loads")
+        await until(pilot, lambda: app.talk.speaking is not None)
+        gate.set()
+        await until(pilot, lambda: app.loader.since is None)
+        assert app.model is fake
+        fake.go.set()
+        await answered(pilot, 1)
+        await until(pilot, lambda: app.model is other and fake.closed)
+        reply = app.transcript.exchanges[0].reply
+        assert (reply.model, reply.text, reply.state) == ("fake", fake.says, "stop")
+        await say(pilot, "and now?")
+        await answered(pilot, 2)
+        assert app.transcript.exchanges[1].reply.model == "other"
+        assert other.chats[0].turns[0] == ["while it loads", fake.says]
+
+
+async def test_a_model_is_taken_when_the_comparison_has_ended(fake):
+    other = Fake(id="other")
+    app = EmotionApp(load=lambda name: other if name == "other" else fake, settings=Settings(animation=False))
+    async with app.run_test(size=(140, 40)) as pilot:
+        await ready(pilot)
+        await compare(pilot, "who")
+        app.loader.begin("other")
+        await until(pilot, lambda: app.loader.since is None)
+        await until(pilot, lambda: not app.screen.running)
+        assert app.model is fake
+        await pilot.press("1")
+        await until(pilot, lambda: app.model is other and fake.closed)
+        assert app.transcript.exchanges[0].reply.model == "fake"
+
+
+async def test_a_folder_is_listed_by_its_path(fake, monkeypatch, tmp_path):
+    asked = []
+
+    def load(name):
+        asked.append(name)
+        return fake
+
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(mlx_emotion, "available", list)
+    app = EmotionApp("./mine", load=load, settings=Settings(animation=False))
+    async with app.run_test(size=(140, 30)) as pilot:
+        await ready(pilot)
+        await pilot.press("ctrl+l")
+        await until(pilot, lambda: "no such file" in text_of(app).lower())  # it has no config.json
+        await pilot.press("tab", *"other/model", "enter")
+        await until(pilot, lambda: asked[-1] == "other/model")
+        (folder / "config.json").write_text('{"model_type": "llama"}')
+        (folder / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+        await pilot.press("escape", "ctrl+l")
+        await until(pilot, lambda: "no pack yet" in text_of(app))
+        await pilot.press("enter")
+        await until(pilot, lambda: asked[-1] == "./mine")
+
+
+async def test_what_the_footers_show_can_be_clicked(make_app, fake):
+    app = make_app()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await ready(pilot)
+        assert shown_keys(app)["ctrl+p"].description == "palette"
+        assert "escape" not in shown_keys(app)
+        fake.go.clear()
+        await say(pilot, "hi")
+        await until(pilot, lambda: "escape" in shown_keys(app))
+        await pilot.click(shown_keys(app)["escape"])
+        await answered(pilot, 1)
+        assert app.transcript.exchanges[0].reply.state == "cancelled"
+        await until(pilot, lambda: "escape" not in shown_keys(app))
+        await pilot.click(shown_keys(app)["ctrl+o"])
+        await until(pilot, lambda: "d" in shown_keys(app))
+        await pilot.click(shown_keys(app)["d"])
+        await until(pilot, lambda: app.talk.store.conversations() == [])
+        await pilot.click(shown_keys(app)["escape"])
+        await until(pilot, lambda: len(app.screen_stack) == 1)
+
+
+async def test_a_conversation_that_cannot_be_resumed_is_told_after_the_load_too(make_app):
+    app = make_app(resume="nothing")
+    async with app.run_test(size=(100, 30)) as pilot:
+        await ready(pilot)
+        await pilot.pause()
+        assert "no conversation 'nothing'" in text_of(app)
+
+
 async def test_a_load_that_hangs_does_not_hold_the_exit():
     gate = threading.Event()
     app = EmotionApp(load=lambda name: gate.wait(60), settings=Settings(animation=False))
@@ -290,7 +406,7 @@ async def test_extracting_a_pack_shows_progress_and_can_be_stopped(make_app, mon
     fake = Fake(emotions=[])
     limits = []
 
-    def make_pack(model, limit, progress, stopped):
+    def make_pack(model, limit, progress, stopped, replace):
         limits.append(limit)
         progress(Step("extracting", 5, 200, 2))
         while not stopped():
@@ -310,6 +426,31 @@ async def test_extracting_a_pack_shows_progress_and_can_be_stopped(make_app, mon
         await pilot.press("escape")
         await until(pilot, lambda: "extraction stopped" in text_of(app))
         assert limits == [20]
+
+
+async def test_a_better_pack_is_replaced_by_the_second_press_alone(make_app, monkeypatch):
+    made = []
+
+    def make_pack(model, limit, progress, stopped, replace):
+        if not replace:
+            raise UsageError("p.safetensors was made with more queries (100 for fear); it was left as it is")
+        made.append(limit)
+
+    monkeypatch.setattr(mlx_emotion, "make_pack", make_pack)
+    monkeypatch.setattr(mlx_emotion, "available", list)
+    app = make_app()
+    async with app.run_test(size=(140, 30)) as pilot:
+        await ready(pilot)
+        await pilot.press("ctrl+l")
+        await until(pilot, lambda: len(app.screen_stack) == 2)
+        for key in "qf":
+            await pilot.press(key)
+            await until(pilot, lambda: "same key again replaces it" in text_of(app))
+            await until(pilot, lambda: app.screen._stop is None)
+        assert made == []
+        await pilot.press("f")
+        await until(pilot, lambda: "The pack is made" in text_of(app))
+        assert made == [None]
 
 
 async def test_conversations_are_listed_renamed_deleted_and_brought_back(make_app, tmp_path, monkeypatch):
@@ -336,6 +477,13 @@ async def test_conversations_are_listed_renamed_deleted_and_brought_back(make_ap
         assert json.loads(exported.read_text())["exchanges"][0]["user"] == "second talk"
         await pilot.press("i", *str(exported), "enter")
         await until(pilot, lambda: len(app.talk.store.conversations()) == 3)
+        gone = app.screen._current
+        other = Store()
+        other.delete(gone)
+        await pilot.press("r")
+        await until(pilot, lambda: "deleted in another window" in text_of(app))
+        other.undelete(gone)
+        other.close()
         await pilot.press("i", *"/missing.json", "enter")
         await until(pilot, lambda: "No such file" in text_of(app))
         await pilot.press("escape", "end", "enter")
@@ -383,6 +531,79 @@ async def test_leaving_a_comparison_gives_the_message_back(make_app):
         assert app.talk.store.exchanges(app.talk.conversation) == []
         await pilot.press("enter")
         await answered(pilot, 1)
+
+
+async def test_a_comparison_is_stored_as_it_grows_and_quitting_ends_it(make_app, fake):
+    app, store = make_app(), Store()
+    async with app.run_test(size=(140, 40)) as pilot:
+        await ready(pilot)
+        fake.go.clear()
+        await compare(pilot, "who")
+
+        def stored():
+            (exchange,) = store.exchanges(store.find().id)
+            return exchange.replies
+
+        await until(pilot, lambda: [r.text for r in stored()][-1] == "who with sadness")
+        assert {r.state for r in stored()} == {"writing"}
+        await pilot.press("ctrl+q")
+    end = time.monotonic() + 10
+    while "writing" in {r.state for r in stored()} and time.monotonic() < end:
+        time.sleep(0.01)
+    fake.go.set()  # not before: the columns would have ended by themselves
+    assert {r.state for r in stored()} == {"cancelled"}
+    assert [r.tokens for r in stored()] == [1] * 6
+    assert len({r.seed for r in stored()} - {None}) == 1
+    store.close()
+
+
+async def test_a_stopped_comparison_keeps_what_came(make_app, fake):
+    app = make_app(seed=7)
+    async with app.run_test(size=(140, 40)) as pilot:
+        await ready(pilot)
+        fake.go.clear()
+        await compare(pilot, "who")
+        await until(pilot, lambda: "who with sadness" in text_of(app))
+        await pilot.press("escape")
+        await until(pilot, lambda: not app.screen.running)
+        await pilot.press("2")
+        await until(pilot, lambda: bool(app.transcript.exchanges))
+        reply = app.transcript.exchanges[0].reply
+        assert (reply.text, reply.state, reply.tokens, reply.seed) == ("who with anger", "cancelled", 1, 7)
+
+
+async def test_a_disk_that_fills_during_a_comparison(make_app, fake):
+    app = make_app(store=FullDisk)
+    async with app.run_test(size=(140, 40)) as pilot:
+        await ready(pilot)
+        fake.go.clear()
+        await compare(pilot, "who")
+        app.talk.store.full = True
+        fake.go.set()
+        await until(pilot, lambda: not app.screen.running)
+        await pilot.press("5")
+        await until(pilot, lambda: "the disk is full" in text_of(app))
+        app.talk.store.full = False
+        await pilot.press("ctrl+q")
+    (exchange,) = Store().exchanges(app.talk.conversation)
+    assert [r.state for r in exchange.replies] == ["stop"] * 6
+    assert exchange.reply.text == "who with joy"
+
+
+async def test_comparing_ends_editing(make_app):
+    app = make_app()
+    async with app.run_test(size=(140, 40)) as pilot:
+        await ready(pilot)
+        await say(pilot, "one")
+        await answered(pilot, 1)
+        await pilot.press("ctrl+g")
+        await compare(pilot, "two")
+        await until(pilot, lambda: not app.screen.running)
+        await pilot.press("1")
+        await until(pilot, lambda: len(app.transcript.exchanges) == 2)
+        await say(pilot, "three")
+        await answered(pilot, 3)
+        assert [e.user for e in app.transcript.exchanges] == ["one", "two", "three"]
 
 
 def test_the_docs_list_every_key():

@@ -113,3 +113,9 @@ def test_two_files_of_one_emotion_do_not_silently_win(tmp_path):
     (tmp_path / "b_joy.json").write_text(broken("2", [[9.0] * 16]))
     with pytest.raises(PackError, match=r"a_joy\.json and .*b_joy\.json both hold joy"):
         import_files([tmp_path], IDENTITY)
+
+
+def test_a_name_that_is_no_file_name_gets_one(tmp_path):
+    (path,) = export_files(make_pack("love/hate"), "json", tmp_path / "x.json")
+    assert path.name == "x_love-hate.json"
+    assert path.is_file()
