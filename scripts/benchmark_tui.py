@@ -16,6 +16,7 @@ import os
 import pty
 import re
 import select
+import shutil
 import statistics
 import struct
 import subprocess
@@ -100,9 +101,24 @@ def start() -> dict[str, float]:
     return {"first paint, s": paint, "usable prompt, s": usable, "idle, share of a core": used}
 
 
+def endless() -> list[str]:
+    """Options for the embedded model with another end mark, so that its replies are as long as asked for."""
+    from mlx_emotion.models import embedded_path
+    from mlx_emotion.vectors import shipped_packs
+
+    folder = Path(os.environ["MLX_EMOTION_HOME"]) / "endless"
+    if not folder.exists():
+        shutil.copytree(embedded_path(), folder)
+        for name in ("config.json", "generation_config.json", "tokenizer_config.json"):
+            held = json.loads((folder / name).read_text())
+            held |= {"eos_token_id": 0} if "eos_token_id" in held else {"eos_token": "<|endoftext|>"}
+            (folder / name).write_text(json.dumps(held))
+    return ["--model", str(folder), "--vectors", str(shipped_packs() / "embedded-attention.safetensors"), "--force"]
+
+
 def latency() -> dict[str, float]:
     """From a key to its paint, while a reply is being written."""
-    terminal = Terminal("--max-tokens", "400", "--temp", "1.5")
+    terminal = Terminal(*endless(), "--max-tokens", "300")
     terminal.until(b"4-bit")
     times: list[float] = []
     mark = "§"
@@ -110,14 +126,17 @@ def latency() -> dict[str, float]:
         terminal.write("Tell me a long story.")
         terminal.read(0.2)
         terminal.write("\r")
-        for _ in range(4):  # the embedded model's replies are short
+        for _ in range(4):
             terminal.seen = b""
             sent = time.perf_counter()
             terminal.write(mark)
             while mark.encode() not in terminal.seen:
                 terminal.read(0.001)
             times.append(time.perf_counter() - sent)
-        terminal.write("\x15")  # empties the line
+            rest = sent + 0.2
+            while time.perf_counter() < rest:
+                terminal.read(0.02)
+        terminal.write("\x15\x1b")  # empties the line, ends the reply
         rest = time.perf_counter() + 0.8
         while time.perf_counter() < rest:
             terminal.read(0.1)
@@ -129,20 +148,21 @@ def latency() -> dict[str, float]:
 
 
 def replies() -> dict[str, float]:
-    """Seconds a token in the app and with --plain: the same messages, the same seed."""
+    """Replies of 300 tokens in the app and without it: the same messages, the same seed."""
     from mlx_emotion import Store
 
-    arguments = ["--seed", "7", "--max-tokens", "100"]
-    terminal = Terminal(*arguments)
+    options = endless()
+    terminal = Terminal(*options, "--seed", "7", "--max-tokens", "300")
     terminal.until(b"4-bit")
-    store, messages = Store(), PROMPTS * 3
+    store, messages = Store(), PROMPTS
+    before = {c.id for c in store.conversations()}
     for count, prompt in enumerate(messages, start=1):
         terminal.write(prompt)
         terminal.read(0.2)
         terminal.write("\r")
         while True:
             terminal.read(0.05)
-            found = store.conversations()
+            found = [c for c in store.conversations() if c.id not in before]
             done = [e.reply for e in store.exchanges(found[0].id) if e.reply] if found else []
             if len(done) == count and done[-1].state != "writing":
                 break
@@ -153,11 +173,12 @@ def replies() -> dict[str, float]:
     in_app = [(r.tokens, r.tokens / r.tokens_per_second) for r in done if r.tokens_per_second]
     code = (
         "import sys, json, mlx_emotion\n"
-        "c = mlx_emotion.load().chat(max_tokens=100)\n"
+        "c = mlx_emotion.load(sys.argv[2], vectors=sys.argv[3], force=True).chat(max_tokens=300)\n"
         "d = [list(c.stream(p, seed=7))[-1] for p in json.loads(sys.argv[1])]\n"
         "print(json.dumps([[x.tokens, x.tokens / x.tokens_per_second] for x in d if x.tokens_per_second]))"
     )
-    plain = json.loads(subprocess.check_output([sys.executable, "-c", code, json.dumps(messages)], text=True))
+    command = [sys.executable, "-c", code, json.dumps(messages), options[1], options[3]]
+    plain = json.loads(subprocess.check_output(command, text=True))
     rate = [sum(s for _, s in rows) / sum(t for t, _ in rows) for rows in (in_app, plain)]
     return {"300 tokens in the app, s": 300 * rate[0], "300 tokens plain, s": 300 * rate[1], "ratio": rate[0] / rate[1]}
 

@@ -96,4 +96,4 @@ def test_dialogues_are_seeded_and_use_held_out_wordings_never():
         for turn in dialogue:
             assert not any(q in turn.content for q in held_out)
             assert not corpus.STRAY.search(turn.content)
-    assert 400 < systems < 1200
+    assert 200 < systems < 1200

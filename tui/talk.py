@@ -34,9 +34,9 @@ if TYPE_CHECKING:
 SLOWLY = 3
 """The words are painted so many times for once that the header and the meter are, which are far from them: textual
 looks at every widget between two that have changed."""
-SHARE, PATIENCE = 0.1, 0.5
-"""Most of this thread's time that goes into painting a reply, for a fast model loses as much; and the most seconds
-between two paintings all the same."""
+SHARE, PATIENCE = 0.05, 0.5
+"""Most of this thread's time that goes into painting a reply, for a fast model loses twice as much; and the most
+seconds between two paintings all the same."""
 REMEMBERED = 100
 """Exchanges of a stored conversation that are given to the model again; its context may hold fewer."""
 
