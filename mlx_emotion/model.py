@@ -188,7 +188,7 @@ class Model:
 
         Its memory comes back when nothing refers to it and its chats any more.
         """
-        self._voice.closed = True
+        self._voice.taps.closed = True
         self._engine.run(self._voice.taps.remove)
 
 

@@ -66,11 +66,15 @@ class Voice:
         self.model = SteerableModel(taps)
         self._doses: OrderedDict[Scales, Dose | None] = OrderedDict()
         self._projector: Projector | None = None
-        self.closed = False
+
+    @property
+    def closed(self) -> bool:
+        """Whether its use was ended; true then for every ``Voice`` of the same taps."""
+        return self.taps.closed
 
     def check_open(self) -> None:
         """Raise ``ModelError`` once it was closed: nothing would be steered any more."""
-        if self.closed or not self.taps.attached:
+        if self.closed:
             raise ModelError(f"{self.loaded.identity.id} was closed; load it again")
 
     @property

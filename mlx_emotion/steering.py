@@ -123,7 +123,7 @@ class Taps:
         self.state = TapState(self.count)
         self.dtypes: list[mx.Dtype | None] = [None] * self.count
         self.width = 0
-        self.attached = False
+        self.attached = self.closed = False
 
     def attach(self) -> Taps:
         if not self.attached:

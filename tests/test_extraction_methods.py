@@ -87,7 +87,7 @@ def test_stopped_and_gone_on_with_gives_the_same(method, tiny):
         return len(made) >= 6
 
     def first(voice):
-        Extraction(voice, plan(method), batch_size=2).run(made.append, stop)
+        Extraction(voice, plan(method), batch_size=2, restart=True).run(made.append, stop)
 
     with pytest.raises(Interrupted):
         tiny.run(first)
