@@ -137,29 +137,6 @@ async def test_switches_and_the_guard(make_app):
         assert "began to loop" in shown
 
 
-async def test_a_guard_that_has_tripped_stays_so_until_the_reply_ends(make_app):
-    fake = Fake(trips_after=0, waits_on_change=True)
-    app = make_app(fake)
-    async with app.run_test(size=(140, 40)) as pilot:
-        await ready(pilot)
-        fake.go.clear()
-        await say(pilot, "hi")
-        await until(pilot, lambda: app.talk.speaking is not None)
-        app.panel.bars.focus()
-        await pilot.press("space")
-        fake.go.set()  # the change, the guard, one word; and then it waits
-        await until(pilot, lambda: app.feelings.tripped == 0.5)
-        await pilot.press("right")
-        assert app.feelings.tripped == 0.5
-        await pilot.press("g")
-        await until(pilot, lambda: "From the next reply on" in text_of(app))
-        fake.waits_on_change = False
-        fake.go.set()
-        await answered(pilot, 1)
-        await pilot.press("right")
-        assert app.feelings.tripped is None
-
-
 async def test_the_meter_shows_what_was_read(make_app):
     app = make_app()
     async with app.run_test(size=(140, 40)) as pilot:
