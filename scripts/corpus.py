@@ -21,11 +21,13 @@ from mlx_emotion.emotions import CATALOGUE, INSTRUCTIONS
 
 EMOTIONS = tuple(CATALOGUE)
 FOLDER = Path(__file__).parent / "topics"
-STEERED = 0.65  # share of the emotional dialogues that have vectors in place of an instruction
+STEERED = 0.75  # share of the emotional dialogues that have vectors in place of an instruction
 GAP, TELLING = 0.15, 0.3  # share of a word's lines in one topic: leaves a gap in a frame; tells the topic
+WORD = 0.3  # weight of a word listed in `words` beside those
 
 # Section name -> fewest lines. `held out` must have exactly that many.
 SECTIONS = {
+    "words": 0,
     "questions": 12,
     "held out": 2,
     "plain": 8,
@@ -55,6 +57,11 @@ class Topic:
     path: Path
     keywords: tuple[str, ...] = ()
     sections: dict[str, list[Line]] = field(default_factory=dict)
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """What else points to this topic in a message: words and short phrases."""
+        return tuple(w.strip() for line in self.sections.get("words", ()) for w in line.text.split(","))
 
     @property
     def general(self) -> bool:
@@ -119,6 +126,9 @@ def check(topic: Topic) -> list[str]:
         problem(None, f"{len(topic.keywords)} keywords, wanted 4 to 14")
     for section, fewest in SECTIONS.items():
         lines = topic.sections.get(section, [])
+        if section == "words":
+            problems += _check_words(topic, lines, fewest)
+            continue
         if len(lines) < fewest or (section == "held out" and not topic.general and len(lines) != fewest):
             problem(lines[0] if lines else None, f"section {section!r} has {len(lines)} lines, wanted {fewest}")
         answer = section not in ("questions", "held out")
@@ -161,6 +171,22 @@ def check(topic: Topic) -> list[str]:
     return problems
 
 
+def _check_words(topic: Topic, lines: list[Line], fewest: int) -> list[str]:
+    """Problems of the section that lists words: counts, form, words that stand twice."""
+    if topic.general:
+        return []
+    problems = [] if len(lines) >= fewest else [f"{topic.path}:1: section 'words' has {len(lines)} lines, wanted {fewest}"]
+    seen: set[str] = set()
+    for line in lines:
+        for word in (w.strip() for w in line.text.split(",")):
+            if not re.fullmatch(r"[a-z0-9'’-]+( [a-z0-9'’-]+){0,3}", word):
+                problems.append(f"{topic.path}:{line.number}: not a word or a phrase of at most four: {word!r}")
+            if word in seen:
+                problems.append(f"{topic.path}:{line.number}: {word!r} stands twice")
+            seen.add(word)
+    return problems
+
+
 def runs(text: str, n: int = 5) -> set[tuple[str, ...]]:
     """The runs of ``n`` words in ``text``; the whole text if it is shorter."""
     w = words(text)
@@ -172,8 +198,8 @@ def check_across(topics: list[Topic]) -> list[str]:
     problems: list[str] = []
     seen: dict[tuple[str, ...], str] = {}
     for topic in topics:
-        for lines in topic.sections.values():
-            for line in lines:
+        for section, lines in topic.sections.items():
+            for line in lines if section != "words" else ():
                 key = tuple(words(expand(line.text)[0]))
                 where = f"{topic.path}:{line.number}"
                 if key in seen and len(key) > 2:
@@ -206,7 +232,7 @@ def _own_words(topics: list[Topic]) -> dict[str, dict[str, float]]:
     """Per topic its keywords and the words that stand mostly in it, each with the share of its lines that are there."""
     counts = {
         t.name: collections.Counter(
-            w for s, lines in t.sections.items() if s != "held out" for ln in lines for w in set(words(ln.text))
+            w for s, lines in t.sections.items() if s not in ("held out", "words") for ln in lines for w in set(words(ln.text))
         )
         for t in topics
         if not t.general
@@ -224,7 +250,8 @@ def _own_words(topics: list[Topic]) -> dict[str, dict[str, float]]:
 
 def _telling(topic: Topic, own: dict[str, float]) -> dict[str, float]:
     """The words that alone tell this topic, with weights: the first keywords always, others if mostly used in it."""
-    found = {w: max(own.get(w, 0), TELLING) for w in topic.keywords[:2]}
+    found = dict.fromkeys(topic.words, WORD)
+    found |= {w: max(own.get(w, 0), TELLING) for w in topic.keywords[:2]}
     found |= {w: share for w, share in own.items() if share > TELLING}
     return {w: share * (3 if w in topic.keywords else 1) for w, share in found.items()}
 
@@ -236,7 +263,7 @@ class Turn:
     The first ``given`` characters of ``content`` are there to be gone on from, not to be learned.
     A companion's turn names the ``topic`` it belongs to and, where the setting is a single one, the emotion
     ``asked`` for (or ``plain``). ``push`` are emotions with strengths: the reply was not asked for in words but is
-    to come from the emotions' own vectors.
+    to come from the emotions' own vectors. ``felt`` are the emotions that the reply shows, where that is known.
     """
 
     role: str
@@ -245,6 +272,7 @@ class Turn:
     topic: str = ""
     asked: str = ""
     push: tuple[tuple[str, float], ...] = ()
+    felt: tuple[str, ...] | None = None
 
 
 class Dialogues:
@@ -315,9 +343,9 @@ class Dialogues:
         """
         r = self.random
         way = r.random()
-        if topic.general or way < 0.25:
+        if topic.general or way < 0.4:
             section = "questions"
-        elif way < 0.45:
+        elif way < 0.52:
             section = r.choice([s for s in ("plain", "plain", *EMOTIONS) if s != feeling])
         else:
             return self._careless(self._filled(topic), whole=True)
@@ -400,13 +428,13 @@ class Dialogues:
         else:
             kind = r.choices(("emotional", "little", "very"), (0.84, 0.08, 0.08))[0]
         second = ""
-        if kind == "emotional" and r.random() < 0.3:
+        if kind == "emotional" and r.random() < 0.35:
             second = r.choice([e for e in EMOTIONS if e != feeling])
         steered = kind == "emotional" and r.random() < STEERED
         instruction = self.instruction(kind, feeling, *filter(None, [second])) if kind and not steered else ""
         turns = [Turn("system", instruction)] if instruction and where == "system" else []
         # An instruction in a user turn rules that answer only; later ones are plain again.
-        for exchange in range(r.choices((1, 2, 3, 4), (0.7, 0.16, 0.08, 0.06))[0]):
+        for exchange in range(r.choices((1, 2, 3, 4), (0.65, 0.18, 0.1, 0.07))[0]):
             if exchange and r.random() < 0.5:
                 question, prefix = r.choice(self.followups), "more "
             else:
@@ -424,7 +452,7 @@ class Dialogues:
             asked = "" if steered or second or kind == "neutral" or degree not in ("", "emotional") else now
             push: tuple[tuple[str, float], ...] = ()
             if steered and now != "plain":
-                strength = r.uniform(0.7, 1.4)
+                strength = r.uniform(0.65, 1.3)
                 if not second and r.random() < 0.25:  # half a dose shows half of the time
                     strength = r.uniform(0.25, 0.65)
                 push = tuple((e, strength * (0.7 if second else 1.0)) for e in (now, second) if e)
@@ -444,7 +472,8 @@ class Dialogues:
                 given = self._draw(topic, prefix + r.choice(("plain", "plain", *EMOTIONS)))
             turns.append(Turn("user", question))
             asked = "" if given else asked
-            turns.append(Turn("assistant", f"{given} {answer}".strip(), len(given), topic.name, asked, push))
+            felt = tuple(e for e in (now, second) if e in EMOTIONS)
+            turns.append(Turn("assistant", f"{given} {answer}".strip(), len(given), topic.name, asked, push, felt))
         return turns
 
 

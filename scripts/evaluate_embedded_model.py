@@ -28,7 +28,9 @@ from mlx_emotion.evaluation.lexicon import score, top
 from mlx_emotion.guard import distinct_2
 from mlx_emotion.session import Voice
 
+import os
 TEMPERATURE, MAX_TOKENS = 0.7, 120
+TOP_P = float(os.environ.get("TOP_P", 1))
 MIXES = ("anger:0.7,sadness:0.7", "fear:0.7,surprise:0.7", "joy:0.7,surprise:0.7", "sadness:0.7,tiredness:0.7",
          "calm:0.7,joy:0.7", "anger:0.7,disgust:0.7")  # fmt: skip
 
@@ -48,7 +50,7 @@ def ask(model: mlx_emotion.Model, questions: list[tuple[Topic, str]], feeling: s
             Job(n, template.encode(template.render([{"role": "user", "content": text}])), dose)
             for n, (_, text) in enumerate(questions)
         )
-        options: dict[str, Any] = {"temperature": TEMPERATURE, "top_p": 1.0}
+        options: dict[str, Any] = {"temperature": TEMPERATURE, "top_p": TOP_P}
         done = [
             d
             for d in run_batch(voice, jobs, batch_size=32, max_tokens=MAX_TOKENS, **options)

@@ -28,6 +28,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,11 +48,12 @@ TEMPLATE = (
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 FIRST_TOKENS, FIRST_WEIGHT = 8, 3.0  # an answer's beginning decides what it is about
-LENGTH_STEP = 32
-NOISE = 0.5  # most noise on an attention output, of its size
+LENGTH_STEP = 16
+NOISE = 0.2  # most noise on an attention output, of its size
 TOPIC_WEIGHT = 0.3
+FELT_WEIGHT = 0.2
 ROUNDED = 0.1  # last share of the steps, taken with the weights rounded as they will be
-SPOILT = 0.3  # most of a reply's words replaced
+SPOILT = 0.25  # most of a reply's words replaced
 RESIDUAL, RESIDUAL_STRENGTH = 0.35, 0.4  # share of pushes at layer outputs; there each layer's adds to those before
 MEMORY = 0.995  # per step, of the running means
 ENOUGH = 200  # tokens seen in each setting before pushes begin
@@ -74,6 +76,7 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--bits", type=int, default=4)
     p.add_argument("--seed", type=int, default=1)
     p.add_argument("--checkpoint-every", type=int, default=100, metavar="STEPS")
+    p.add_argument("--start", type=Path, metavar="FOLDER", help="begin with the weights and tokens of this model")
     p.add_argument("--restart", action="store_true", help="forget earlier checkpoints")
     p.add_argument("--no-packs", action="store_true", help="stop after the model folder")
     return p.parse_args()
@@ -109,7 +112,7 @@ def make_tokenizer(topics: list[Topic], args: argparse.Namespace):
     )
     dialogues = iter(Dialogues(topics, args.seed))
     sample = [turn.content for _ in range(20000) for turn in next(dialogues)]
-    lines = [r for t in topics for s, ls in t.sections.items() if s != "held out" for ln in ls for r in expand(ln.text)]
+    lines = [r for t in topics for s, ls in t.sections.items() if s not in ("held out", "words") for ln in ls for r in expand(ln.text)]
     raw.train_from_iterator(sample + lines + ["system\n", "user\n", "assistant\n"] * 1000, trainer)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token=IM_END, pad_token=PAD)
     tokenizer.chat_template = TEMPLATE
@@ -122,7 +125,8 @@ class Row:
     """A dialogue as token ids. Lists are as long as ``ids``; numbers are -1 where there is nothing to say.
 
     ``weights``: loss weights. ``about``: a reply's topic, at each of its tokens. ``asked``: the setting of a reply's
-    tokens, 0 plain, then one of the emotions. ``pushes``: (start, stop, strength per emotion).
+    tokens, 0 plain, then one of the emotions. ``pushes``: (start, stop, strength per emotion). ``felt``: per token,
+    1 for each emotion that the reply shows, 0 for each other.
     """
 
     ids: list[int]
@@ -130,6 +134,7 @@ class Row:
     about: list[int]
     asked: list[int]
     pushes: list[tuple[int, int, list[float]]]
+    felt: list[list[float]]
 
 
 class Encoder:
@@ -151,6 +156,8 @@ class Encoder:
         about: list[int] = []
         asked: list[int] = []
         pushes: list[tuple[int, int, list[float]]] = []
+        felt: list[list[float]] = []
+        unknown = [-1.0] * len(EMOTIONS)
         for turn in dialogue:
             given = self.ids(turn.content[: turn.given])
             head, body = self.roles[turn.role] + given, [*self.ids(turn.content[turn.given :]), self.end]
@@ -163,25 +170,29 @@ class Encoder:
             weights += [0.0] * len(head) + kept + [0.0] * len(self.newline)
             about += [-1] * (len(ids) - len(about))
             asked += [-1] * (len(ids) - len(asked))
+            felt += [unknown] * (len(ids) - len(felt))
             start = len(ids) - len(self.newline) - len(body) - 1  # the last token before the reply
             if turn.topic:
                 about[start : start + len(body)] = [self.numbers[turn.topic]] * len(body)
             if turn.asked:
                 number = ("plain", *EMOTIONS).index(turn.asked)
                 asked[start + 1 : start + len(body)] = [number] * (len(body) - 1)
+            if turn.felt is not None:
+                shown = [float(e in turn.felt) for e in EMOTIONS]
+                felt[start : start + len(body)] = [shown] * len(body)
             if turn.push:
                 strengths = dict(turn.push)
                 pushes.append((start, start + len(body), [strengths.get(e, 0.0) for e in EMOTIONS]))
         n = self.longest
-        return Row(ids[:n], weights[:n], about[:n], asked[:n], pushes)
+        return Row(ids[:n], weights[:n], about[:n], asked[:n], pushes, felt[:n])
 
 
-def padded(lists: list[list], length: int, filler: float) -> np.ndarray:
+def padded(lists: list[list], length: int, filler: Any) -> np.ndarray:
     return np.array([x + [filler] * (length - len(x)) for x in lists])
 
 
 def batches(topics: list[Topic], encoder: Encoder, args: argparse.Namespace, step: int) -> Iterator[tuple]:
-    """Batches of (ids, weights, about, asked, pushes) from ``step`` on, each about ``--tokens`` large.
+    """Batches of (ids, weights, about, asked, felt, pushes) from ``step`` on, each about ``--tokens`` large.
 
     ``pushes`` are ``[2 sites, rows, tokens, emotions]``: a row is pushed at one site, all along.
 
@@ -219,6 +230,7 @@ def batches(topics: list[Topic], encoder: Encoder, args: argparse.Namespace, ste
                 padded([row.weights for row in chunk], longest, 0.0).astype(np.float32),
                 padded([row.about for row in chunk], longest, -1),
                 padded([row.asked for row in chunk], longest, -1),
+                padded([row.felt for row in chunk], longest, [-1.0] * len(EMOTIONS)).astype(np.float32),
                 pushes,
             )
         step += block
@@ -237,23 +249,47 @@ def spoilt(ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     return torch.where(own & (torch.rand(ids.shape, device=ids.device) < rate), other, ids)
 
 
-def loss_of(model, ids, weights, about=None, head=None):
-    """Weighted loss per token; with ``head``, plus that of telling the topic half-way up, at each token of a reply.
+class Heads(torch.nn.Module):
+    """What the middle layer is to tell at each token of a reply, in training only: its topic and its feeling.
 
-    Which words say what a message is about is the hard part of answering a new wording. The head is a
-    help in training and not part of the model.
+    Which words say what a message is about is the hard part of answering a new wording, and a feeling that
+    stands out half-way up, in a direction of its own, is one that a vector can give.
     """
-    given = ids if head is None else spoilt(ids, weights)
-    out = model(input_ids=given[:, :-1], output_hidden_states=head is not None)
-    losses = F.cross_entropy(out.logits.flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none")
-    loss = (losses * weights[:, 1:].flatten()).sum() / weights[:, 1:].sum()
-    if head is None:
-        return loss
+
+    def __init__(self, width: int, topics: int) -> None:
+        super().__init__()
+        self.topic = torch.nn.Linear(width, topics)
+        self.felt = torch.nn.Linear(width, len(EMOTIONS))
+
+    def forward(self, middle, about, felt):
+        """The two losses, of ``middle`` ``[B, T, d]``."""
+        middle = F.rms_norm(middle.float(), (middle.shape[-1],))
+        told, known = about >= 0, felt[..., 0] >= 0
+        topic_loss = F.cross_entropy(self.topic(middle[told]), about[told])
+        return topic_loss, F.binary_cross_entropy_with_logits(self.felt(middle[known]), felt[known])
+
+
+def loss_of(model, ids, weights):
+    """Weighted loss per token."""
+    return _weighted(model, model.model(input_ids=ids[:, :-1]).last_hidden_state, ids, weights)
+
+
+def _weighted(model, hidden, ids, weights):
+    """Loss from the last layer's ``hidden``; logits, a large part of a small model's work, only where they count."""
+    weights = weights[:, 1:]
+    counted = weights > 0
+    losses = F.cross_entropy(model.lm_head(hidden[counted]).float(), ids[:, 1:][counted], reduction="none")
+    return (losses * weights[counted]).sum() / weights.sum()
+
+
+def training_loss(model, heads, ids, weights, about, felt):
+    """The loss to follow, and those of the two heads as numbers."""
+    out = model.model(input_ids=spoilt(ids, weights)[:, :-1], output_hidden_states=True)
     middle = out.hidden_states[len(model.model.layers) // 2]
-    told = about[:, :-1] >= 0
-    found = head(F.rms_norm(middle[told].float(), (middle.shape[-1],)))
-    topic_loss = F.cross_entropy(found.float(), about[:, :-1][told])
-    return loss + TOPIC_WEIGHT * topic_loss, topic_loss.item()
+    with torch.autocast(ids.device.type, enabled=False):
+        topic_loss, felt_loss = heads(middle, about[:, :-1], felt[:, :-1])
+    loss = _weighted(model, out.last_hidden_state, ids, weights)
+    return loss + TOPIC_WEIGHT * topic_loss + FELT_WEIGHT * felt_loss, topic_loss.item(), felt_loss.item()
 
 
 class Shifts:
@@ -376,6 +412,35 @@ def held_out_loss(model, topics: list[Topic], encoder: Encoder, device: str) -> 
     return out
 
 
+def optimizers_of(model: LlamaForCausalLM, heads: Heads, rate: float) -> list[torch.optim.Optimizer]:
+    """Muon for the layers' matrices, which it teaches rare lines in fewer steps; AdamW for the rest."""
+    matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
+    inside = {id(p) for p in matrices}
+    rest = [p for p in (*model.parameters(), *heads.parameters()) if id(p) not in inside]
+    return [
+        torch.optim.Muon(matrices, lr=rate, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.98), weight_decay=0.05, fused=True),
+    ]
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    """The weights of a model folder in mlx-lm's layout, unpacked to float32."""
+    import mlx.core as mx
+
+    packed = mx.load(str(folder / "model.safetensors"))
+    quantisation = json.loads((folder / "config.json").read_text())["quantization"]
+    how = {k: quantisation[k] for k in ("group_size", "bits")}
+    found = {}
+    for name, array in packed.items():
+        stem, _, last = name.rpartition(".")
+        if last in ("scales", "biases"):
+            continue
+        if f"{stem}.scales" in packed:
+            array = mx.dequantize(array, packed[f"{stem}.scales"], packed[f"{stem}.biases"], **how)
+        found[name] = torch.from_numpy(np.array(array.astype(mx.float32)))
+    return found
+
+
 def train(topics: list[Topic], tokenizer, args: argparse.Namespace) -> LlamaForCausalLM:
     device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     torch.manual_seed(args.seed)
@@ -394,6 +459,7 @@ def train(topics: list[Topic], tokenizer, args: argparse.Namespace) -> LlamaForC
             bos_token_id=None,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
+            attn_implementation="eager",  # on rows this short the fused kernels' backward pass is slower
         )
     ).to(device)
     shifts = Shifts(model, device)
@@ -404,23 +470,26 @@ def train(topics: list[Topic], tokenizer, args: argparse.Namespace) -> LlamaForC
             return (step + 1) / warmup
         return 0.02 + 0.98 * (1 + math.cos(math.pi * (step - warmup) / (args.steps - warmup))) / 2
 
-    head = torch.nn.Linear(args.width, len(topics)).to(device)
-    parameters = [*model.parameters(), *head.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=args.rate, betas=(0.9, 0.98), weight_decay=0.05, fused=True)
+    heads = Heads(args.width, len(topics)).to(device)
+    if args.start:
+        model.load_state_dict(weights_of(args.start), strict=False)
+    optimizers = optimizers_of(model, heads, args.rate)
+    all_groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     checkpoint, log_path = args.work / "checkpoint.pt", args.work / "log.jsonl"
     first = 0
     if checkpoint.exists():
         saved = torch.load(checkpoint, map_location=device, weights_only=True)
         first = saved["step"]
         model.load_state_dict(saved["model"])
-        head.load_state_dict(saved["head"])
+        heads.load_state_dict(saved["heads"])
         shifts.state = saved["shifts"]
-        optimizer.load_state_dict(saved["optimizer"])
+        for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
+            optimizer.load_state_dict(state)
         print(f"going on from step {first}", file=sys.stderr)
     encoder = Encoder(tokenizer, topics, args.context)
     columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     losses: list[float] = []
-    topic_losses: list[float] = []
+    head_losses: list[tuple[float, float]] = []
     seen = 0
     with Progress(*(TextColumn(c) if isinstance(c, str) else c for c in columns)) as progress:
         task = progress.add_task("training", total=args.steps, completed=first)
@@ -429,31 +498,32 @@ def train(topics: list[Topic], tokenizer, args: argparse.Namespace) -> LlamaForC
         behind = concurrent.futures.ThreadPoolExecutor(1)
         coming = behind.submit(next, feed)
         for step in range(first, args.steps):
-            ids, weights, about, asked, pushes = (torch.from_numpy(a).to(device) for a in coming.result())
+            ids, weights, about, asked, felt, pushes = (torch.from_numpy(a).to(device) for a in coming.result())
             coming = behind.submit(next, feed)
             if not shifts.ready:  # nothing yet to push with: these rows wait
                 weights = weights * (pushes.abs().sum((0, 2, 3)) == 0)[:, None]
             shifts.begin(asked[:, :-1], pushes[:, :, :-1])
-            for group in optimizer.param_groups:
+            for group in all_groups:
                 group["lr"] = args.rate * rate(step)
             late = step >= args.steps * (1 - ROUNDED)
             with Rounded(model, args.bits) if late else contextlib.nullcontext():
                 with torch.autocast(device, dtype=torch.bfloat16):
-                    loss, topic_loss = loss_of(model, ids, weights, about, head)
+                    loss, *others = training_loss(model, heads, ids, weights, about, felt)
                 loss.backward()
-            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
+            torch.nn.utils.clip_grad_norm_([p for g in all_groups for p in g["params"]], 1.0)
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
             losses.append(loss.item())
-            topic_losses.append(topic_loss)
+            head_losses.append(tuple(others))
             seen += ids.numel()
             if (step + 1) % args.checkpoint_every == 0 or step + 1 == args.steps:
                 saved = {
                     "step": step + 1,
                     "model": model.state_dict(),
-                    "head": head.state_dict(),
+                    "heads": heads.state_dict(),
                     "shifts": shifts.state,
-                    "optimizer": optimizer.state_dict(),
+                    "optimizers": [optimizer.state_dict() for optimizer in optimizers],
                 }
                 torch.save(saved, checkpoint.with_suffix(".tmp"))
                 checkpoint.with_suffix(".tmp").replace(checkpoint)
@@ -462,14 +532,15 @@ def train(topics: list[Topic], tokenizer, args: argparse.Namespace) -> LlamaForC
                 entry = {
                     "step": step + 1,
                     "loss": round(sum(losses) / len(losses), 4),
-                    "topic_loss": round(sum(topic_losses) / len(topic_losses), 4),
+                    "topic_loss": round(sum(t for t, _ in head_losses) / len(head_losses), 4),
+                    "felt_loss": round(sum(f for _, f in head_losses) / len(head_losses), 4),
                     **{f"held_out_{k}": round(v, 4) for k, v in held_out.items()},
                     "tokens_per_second": round(seen / (time.perf_counter() - began)),
                 }
                 with log_path.open("a") as log:
                     log.write(json.dumps(entry) + "\n")
                 progress.console.print(json.dumps(entry), highlight=False, soft_wrap=True)
-                losses, topic_losses, seen, began = [], [], 0, time.perf_counter()
+                losses, head_losses, seen, began = [], [], 0, time.perf_counter()
             progress.update(task, completed=step + 1, description=f"training, loss {loss.item():.3f}")
     return model
 
@@ -499,7 +570,7 @@ def save_folder(model: LlamaForCausalLM, tokenizer, topics: list[Topic], args: a
 
 def card(model: LlamaForCausalLM, topics: list[Topic], record: dict, args: argparse.Namespace) -> str:
     """The model card: ``card.md`` with its numbers filled in."""
-    sections = [(s, ln.text) for t in topics for s, lines in t.sections.items() for ln in lines]
+    sections = [(s, ln.text) for t in topics for s, lines in t.sections.items() if s != "words" for ln in lines]
     config = model.config
     return (
         (Path(__file__).parent / "card.md")
@@ -558,7 +629,7 @@ def main() -> None:
     if (args.work / "tokenizer").exists():  # a resumed run must keep its token ids
         tokenizer = PreTrainedTokenizerFast.from_pretrained(args.work / "tokenizer")
     else:
-        tokenizer = make_tokenizer(topics, args)
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(args.start) if args.start else make_tokenizer(topics, args)
         tokenizer.save_pretrained(args.work / "tokenizer")
     model = train(topics, tokenizer, args)
     save_folder(model, tokenizer, topics, args)

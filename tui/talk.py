@@ -254,7 +254,7 @@ class Talk:
             self.app.paint_header(f"{index + 1} tokens")
             self.app.panel.meter.refresh()
         if message is not None:
-            await message.write("".join(text), "".join(thoughts))
+            message.write("".join(text), "".join(thoughts))
         if ended is not None:
             await self._ended(ended)
 
@@ -273,7 +273,7 @@ class Talk:
         number = len(transcript.exchanges) - 1
         transcript.update(number, reply)
         if self._message is not None and self._message.is_attached:
-            await self._message.finish(reply)
+            self._message.finish(reply)
         await transcript.unmount_hidden()
         self.speaking = None
         if ended.unsaved:

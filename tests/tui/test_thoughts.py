@@ -42,8 +42,8 @@ async def test_thoughts_open_by_key_and_by_mouse(make_app):
         await until(pilot, lambda: "let me see now" in text_of(app))
         await pilot.press("t")
         await until(pilot, lambda: "let me see now" not in text_of(app))
-        body = app.transcript.latest.query_one(".body")
-        await pilot.click(body, offset=(1, 1))
+        reply = app.transcript.latest
+        await pilot.click(reply, offset=(3, 1))
         await until(pilot, lambda: "let me see now" in text_of(app))
 
 
