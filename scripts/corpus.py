@@ -27,7 +27,7 @@ WORD = 0.3  # weight of a word listed in `words` beside those
 
 # Section name -> fewest lines. `held out` must have exactly that many.
 SECTIONS = {
-    "words": 0,
+    "words": 6,
     "questions": 12,
     "held out": 2,
     "plain": 8,
@@ -175,7 +175,9 @@ def _check_words(topic: Topic, lines: list[Line], fewest: int) -> list[str]:
     """Problems of the section that lists words: counts, form, words that stand twice."""
     if topic.general:
         return []
-    problems = [] if len(lines) >= fewest else [f"{topic.path}:1: section 'words' has {len(lines)} lines, wanted {fewest}"]
+    problems = (
+        [] if len(lines) >= fewest else [f"{topic.path}:1: section 'words' has {len(lines)} lines, wanted {fewest}"]
+    )
     seen: set[str] = set()
     for line in lines:
         for word in (w.strip() for w in line.text.split(",")):
@@ -232,7 +234,11 @@ def _own_words(topics: list[Topic]) -> dict[str, dict[str, float]]:
     """Per topic its keywords and the words that stand mostly in it, each with the share of its lines that are there."""
     counts = {
         t.name: collections.Counter(
-            w for s, lines in t.sections.items() if s not in ("held out", "words") for ln in lines for w in set(words(ln.text))
+            w
+            for s, lines in t.sections.items()
+            if s not in ("held out", "words")
+            for ln in lines
+            for w in set(words(ln.text))
         )
         for t in topics
         if not t.general
@@ -452,7 +458,7 @@ class Dialogues:
             asked = "" if steered or second or kind == "neutral" or degree not in ("", "emotional") else now
             push: tuple[tuple[str, float], ...] = ()
             if steered and now != "plain":
-                strength = r.uniform(0.65, 1.3)
+                strength = r.uniform(0.65, 1.5)
                 if not second and r.random() < 0.25:  # half a dose shows half of the time
                     strength = r.uniform(0.25, 0.65)
                 push = tuple((e, strength * (0.7 if second else 1.0)) for e in (now, second) if e)

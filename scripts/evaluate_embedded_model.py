@@ -26,11 +26,10 @@ from mlx_emotion.batch import Finished, Job, run_batch
 from mlx_emotion.emotions import Feeling
 from mlx_emotion.evaluation.lexicon import score, top
 from mlx_emotion.guard import distinct_2
+from mlx_emotion.options import Options
 from mlx_emotion.session import Voice
 
-import os
-TEMPERATURE, MAX_TOKENS = 0.7, 120
-TOP_P = float(os.environ.get("TOP_P", 1))
+TEMPERATURE, TOP_P, MAX_TOKENS = 0.7, Options.top_p, 120
 MIXES = ("anger:0.7,sadness:0.7", "fear:0.7,surprise:0.7", "joy:0.7,surprise:0.7", "sadness:0.7,tiredness:0.7",
          "calm:0.7,joy:0.7", "anger:0.7,disgust:0.7")  # fmt: skip
 
@@ -129,7 +128,7 @@ def main() -> None:
                 looped = [(q, n) for n, (_, q, d) in enumerate(replies) if distinct_2(d.tokens) < 0.3]
                 guarded = 0
                 for question, n in looped:
-                    options = {"temperature": TEMPERATURE, "top_p": 1.0, "max_tokens": MAX_TOKENS}
+                    options = {"temperature": TEMPERATURE, "top_p": TOP_P, "max_tokens": MAX_TOKENS}
                     text = model.generate(question, f"{emotion}:{intensity:g}", seed=n, **options).text
                     guarded += distinct_2(text.split()) < 0.3
                 results[f"{emotion} {intensity:g}"]["guarded_below_0.3"] = guarded

@@ -112,7 +112,14 @@ def make_tokenizer(topics: list[Topic], args: argparse.Namespace):
     )
     dialogues = iter(Dialogues(topics, args.seed))
     sample = [turn.content for _ in range(20000) for turn in next(dialogues)]
-    lines = [r for t in topics for s, ls in t.sections.items() if s not in ("held out", "words") for ln in ls for r in expand(ln.text)]
+    lines = [
+        r
+        for t in topics
+        for s, ls in t.sections.items()
+        if s not in ("held out", "words")
+        for ln in ls
+        for r in expand(ln.text)
+    ]
     raw.train_from_iterator(sample + lines + ["system\n", "user\n", "assistant\n"] * 1000, trainer)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token=IM_END, pad_token=PAD)
     tokenizer.chat_template = TEMPLATE
@@ -555,12 +562,13 @@ def save_folder(model: LlamaForCausalLM, tokenizer, topics: list[Topic], args: a
     model.save_pretrained(full)
     tokenizer.save_pretrained(full)
     convert(str(full), str(quantised), quantize=True, q_bits=args.bits, q_group_size=64, dtype=args.dtype)
-    log = (args.work / "log.jsonl").read_text().splitlines()
+    last = json.loads((args.work / "log.jsonl").read_text().splitlines()[-1])
+    before = json.loads((args.start / "training.json").read_text())["tokens"] if args.start else 0
     record = {
         "topics": [t.name for t in topics],
         "seed": args.seed,
-        "tokens_a_step": args.tokens,
-        **json.loads(log[-1]),
+        "tokens": before + last["step"] * args.tokens,
+        **last,
     }
     (quantised / "training.json").write_text(json.dumps(record, indent=1) + "\n")
     shutil.rmtree(args.output, ignore_errors=True)
@@ -590,9 +598,7 @@ def card(model: LlamaForCausalLM, topics: list[Topic], record: dict, args: argpa
             answers=f"{sum(s not in ('questions', 'held out') for s, _ in sections):,}",
             words=f"{sum(len(expand(text)[0].split()) for _, text in sections):,}",
             readings=f"{sum(len(expand(text)) for _, text in sections):,}",
-            steps=f"{record['step']:,}",
-            tokens=f"{record['tokens_a_step']:,}",
-            millions=round(record["step"] * record["tokens_a_step"] / 1e6),
+            millions=round(record["tokens"] / 1e6),
             seed=record["seed"],
             plain=f"{record['held_out_plain']:.2f}",
             emotional=f"{record['held_out_emotional']:.2f}",

@@ -84,6 +84,7 @@ class EmotionApp(App[None]):
         self._standing = ""  # what is wrong for as long as the app is open
         self._not_resumed = ""
         self._memory = 0
+        self._shown: tuple[object, ...] = ()
         self._next: tuple[Model, int] | None = None  # loaded, and waiting for the end of what is being said
 
     def _load(self, name: str | None) -> Model:
@@ -186,15 +187,19 @@ class EmotionApp(App[None]):
         notice.set_class(bool(text), "-shown")
 
     def paint(self, status: str | None = None) -> None:
-        """Header, panel and feeling line, from the state."""
+        """Header, and where something of it has changed since, panel and feeling line, from the state."""
         felt = self.feelings
+        self.paint_header(status)
+        shown = (felt.current, felt.history, felt.guard, felt.tripped, self.catalogue, self.theme)
+        if shown == self._shown:
+            return
+        self._shown = shown
         self.panel.show(felt.current, felt.history, felt.guard, felt.tripped)
         guard = f"at {felt.tripped:.0%}" if felt.tripped is not None else ("on" if felt.guard else "off")
         line = feeling_line(felt.current, self.catalogue, felt.history, guard)
         self.query_one("#feeling-line", Static).update(line, layout=False)
         accent = blend(felt.current.weights, self.catalogue)
         self.box.frame(accent if felt.current.weights else self.theme_variables["secondary"])
-        self.paint_header(status)
 
     def paint_header(self, status: str | None = None) -> None:
         """The header, with another ``status`` behind the model if one is given."""
@@ -274,6 +279,7 @@ class EmotionApp(App[None]):
             problem = "This pack is not calibrated: 100 % is scale 1, which may be too weak or too strong."
         self.warn("\n".join(filter(None, (self._not_resumed, problem))))
         self._not_resumed = ""
+        self._shown = ()  # the panel has forgotten it
         self.paint()
         if self.talk.waiting:
             self.talk.waiting = False
