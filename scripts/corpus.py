@@ -64,6 +64,11 @@ class Topic:
         return tuple(w.strip() for line in self.sections.get("words", ()) for w in line.text.split(","))
 
     @property
+    def written(self) -> list[tuple[str, Line]]:
+        """(section, line) of every sentence."""
+        return [(section, ln) for section, lines in self.sections.items() if section != "words" for ln in lines]
+
+    @property
     def general(self) -> bool:
         """Whether the file is about no one thing, so that its answers need no keyword."""
         return self.name.startswith("_")
