@@ -112,14 +112,7 @@ def make_tokenizer(topics: list[Topic], args: argparse.Namespace):
     )
     dialogues = iter(Dialogues(topics, args.seed))
     sample = [turn.content for _ in range(20000) for turn in next(dialogues)]
-    lines = [
-        r
-        for t in topics
-        for s, ls in t.sections.items()
-        if s not in ("held out", "words")
-        for ln in ls
-        for r in expand(ln.text)
-    ]
+    lines = [r for t in topics for section, ln in t.written if section != "held out" for r in expand(ln.text)]
     raw.train_from_iterator(sample + lines + ["system\n", "user\n", "assistant\n"] * 1000, trainer)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token=IM_END, pad_token=PAD)
     tokenizer.chat_template = TEMPLATE
@@ -578,7 +571,7 @@ def save_folder(model: LlamaForCausalLM, tokenizer, topics: list[Topic], args: a
 
 def card(model: LlamaForCausalLM, topics: list[Topic], record: dict, args: argparse.Namespace) -> str:
     """The model card: ``card.md`` with its numbers filled in."""
-    sections = [(s, ln.text) for t in topics for s, lines in t.sections.items() if s != "words" for ln in lines]
+    sections = [(section, ln.text) for t in topics for section, ln in t.written]
     config = model.config
     return (
         (Path(__file__).parent / "card.md")
