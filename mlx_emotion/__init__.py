@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from .emotions import CATALOGUE as CATALOGUE
     from .emotions import Emotion as Emotion
     from .emotions import Feeling as Feeling
+    from .engine import hurry as hurry
     from .errors import MLXEmotionError as MLXEmotionError
+    from .errors import UsageError as UsageError
     from .events import Done as Done
     from .events import FeelingChanged as FeelingChanged
     from .events import GuardTripped as GuardTripped
@@ -25,29 +27,34 @@ if TYPE_CHECKING:
     from .events import Thought as Thought
     from .events import Token as Token
     from .files import load_config as load_config
+    from .library import Available as Available
     from .library import Step as Step
     from .library import available as available
+    from .library import in_folders as in_folders
     from .library import make_pack as make_pack
     from .model import Chat as Chat
     from .model import Generation as Generation
     from .model import Model as Model
     from .model import extract as extract
     from .model import load as load
+    from .models import default_model as default_model
     from .store import Conflict as Conflict
     from .store import Exchange as Exchange
     from .store import Reply as Reply
     from .store import Store as Store
+    from .store import export_file as export_file
     from .vectors import EmotionVectors as EmotionVectors
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "CATALOGUE": "emotions", "Emotion": "emotions", "Feeling": "emotions",
-    "MLXEmotionError": "errors",
+    "MLXEmotionError": "errors", "UsageError": "errors", "hurry": "engine",
     "Done": "events", "FeelingChanged": "events", "GuardTripped": "events", "Thought": "events",
     "Token": "events",
     "Reading": "events", "Answer": "compare", "load_config": "files",
-    "Step": "library", "available": "library", "make_pack": "library",
+    "Available": "library", "Step": "library", "available": "library", "in_folders": "library",
+    "make_pack": "library", "default_model": "models", "export_file": "store",
     "Conflict": "store", "Exchange": "store", "Reply": "store", "Store": "store",
     "Chat": "model", "Generation": "model", "Model": "model", "extract": "model", "load": "model",
     "EmotionVectors": "vectors",

@@ -1,10 +1,10 @@
 """Calibration: which raw scale is intensity 1.0, per emotion, on this model and quantisation.
 
-Intensity 1.0 is the largest scale at which steered replies are still fluent, found by bisection.
-Fluent is judged by the model itself, unsteered: each steered reply's mean negative log-likelihood,
+Intensity 1.0 is the largest scale at which steered replies are still fluent, found by doubling or halving and
+bisection. Fluent is judged by the model itself, unsteered: each steered reply's mean negative log-likelihood,
 in the plain or in the emotional setting, whichever explains it better, must stay near that of the
 replies the model gives when *asked* to be emotional; and the replies must not repeat themselves
-(distinct-2). `docs/decisions.md` compares this with other criteria.
+(distinct-2), nor be empty where those are not. `docs/decisions.md` compares this with other criteria.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 from . import queries as query_sets
 from .batch import Finished, Job, run_batch
 from .emotions import BASE, instructions
-from .errors import Interrupted
+from .errors import Interrupted, MLXEmotionError
 from .files import atomic_write, extraction_folder
 from .guard import distinct_2
 from .session import Voice
@@ -32,20 +32,49 @@ PROMPTS = 16
 MARGIN = 0.5
 """How much less likely per token, in nats, than the model's own emotional replies: 1.65 times the perplexity."""
 DISTINCT = 0.9
-LARGEST = 32.0
+LARGEST, SMALLEST = 32.0, 1 / 1024
 STEPS = 4
+"""How often the octave with the edge in it is halved: to 4 % of the scale."""
 TEMPERATURE, TOP_P, MAX_TOKENS = 0.6, 0.9, 64
 
 
 @dataclass(frozen=True)
 class Fluency:
-    """How fluent a set of replies is: mean negative log-likelihood in nats per token, mean distinct-2."""
+    """How fluent a set of replies is: mean negative log-likelihood in nats per token, mean distinct-2.
+
+    Both are of the replies that are not ``empty``; without any, neither is a number.
+    """
 
     nll: float
     distinct: float
+    empty: int = 0
 
     def within(self, reference: Fluency) -> bool:
-        return self.nll <= reference.nll + MARGIN and self.distinct >= DISTINCT * reference.distinct
+        spoken = self.empty <= reference.empty
+        return spoken and self.nll <= reference.nll + MARGIN and self.distinct >= DISTINCT * reference.distinct
+
+
+def edge(fluent: Callable[[float], bool]) -> float:
+    """The largest scale that is ``fluent``, at most ``LARGEST``.
+
+    Where not even ``SMALLEST`` is, that: so little is not felt, and it is the unsteered replies that are not fluent.
+    """
+    if fluent(1.0):
+        low, high = 1.0, 2.0
+        while high <= LARGEST and fluent(high):
+            low, high = high, high * 2
+        if high > LARGEST:
+            return LARGEST
+    else:
+        low, high = 0.5, 1.0
+        while not fluent(low):
+            if low <= SMALLEST:
+                return SMALLEST
+            low, high = low / 2, low
+    for _ in range(STEPS):
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if fluent(middle) else (low, middle)
+    return low
 
 
 class Calibration:
@@ -58,6 +87,8 @@ class Calibration:
         # A few questions of every emotion, so that the dose is not fitted to the mood of the question.
         self.questions = [found[emotions[i % len(emotions)]][-1 - i // len(emotions)] for i in range(PROMPTS)]
         self.plain = [self._prompt(q) for q in self.questions]
+        name = f"calibration-{voice.loaded.identity.fingerprint[:16]}-{voice.taps.site}.json"
+        self.path = extraction_folder() / name
 
     def _prompt(self, text: str) -> list[int]:
         template = self.voice.loaded.template
@@ -82,7 +113,10 @@ class Calibration:
         return [replies[i] for i in range(len(prompts))]
 
     def _likelihood(self, prompts: list[list[int]], replies: list[list[int]]) -> np.ndarray:
-        """Mean negative log-likelihood per token of each reply after its prompt, unsteered; [N] float64."""
+        """Mean negative log-likelihood per token of each reply after its prompt, unsteered; [N] float64.
+
+        No reply may be empty.
+        """
         import mlx.core as mx
 
         out = np.zeros(len(replies))
@@ -99,16 +133,17 @@ class Calibration:
             chosen = mx.take_along_axis(logits, tokens[:, 1:, None], axis=-1)[..., 0]
             losses = np.array(mx.logsumexp(logits, axis=-1) - chosen)
             for row, (p, r) in enumerate(pairs):
-                out[low + row] = losses[row, len(p) - 1 : len(p) + len(r) - 1].mean() if r else math.inf
+                out[low + row] = losses[row, len(p) - 1 : len(p) + len(r) - 1].mean()
         return out
 
     def fluency(self, replies: list[list[int]], settings: list[list[list[int]]]) -> Fluency:
         """How fluent ``replies`` are after the prompts of whichever setting explains each better."""
-        nll = np.min([self._likelihood(prompts, replies) for prompts in settings], axis=0)
-        finite = nll[np.isfinite(nll)]
-        return Fluency(
-            float(finite.mean()) if finite.size else math.inf, float(np.mean([distinct_2(r) for r in replies]))
-        )
+        spoken = [i for i, reply in enumerate(replies) if reply]
+        empty, said = len(replies) - len(spoken), [replies[i] for i in spoken]
+        if not said:
+            return Fluency(math.nan, math.nan, empty)
+        nll = np.min([self._likelihood([prompts[i] for i in spoken], said) for prompts in settings], axis=0)
+        return Fluency(float(nll.mean()), float(np.mean([distinct_2(r) for r in said])), empty)
 
     def asked(self, name: str) -> list[list[int]]:
         """The prompts in the emotional setting; for ``base``, each asks for one of the pack's emotions."""
@@ -121,41 +156,41 @@ class Calibration:
         return prompts
 
     def scale(self, name: str) -> float:
-        """The scale of intensity 1.0 for one emotion, or for ``base``."""
+        """The scale of intensity 1.0 for one emotion, or for ``base``.
+
+        Raises ``MLXEmotionError`` where the model, asked for it, mostly says nothing.
+        """
+        loaded, vector = self.voice.loaded, self.pack[name]
         emotional = self.asked(name)
         reference = self.fluency(self.generate(emotional, None), [emotional])
-        vector = self.pack[name]
+        total = len(emotional)
+        if 2 * reference.empty > total:
+            why = "; it thinks before it answers" if loaded.tokenizer.has_thinking else ""
+            raise MLXEmotionError(
+                f"{loaded.identity.id} gave {reference.empty} of {total} empty replies when asked for {name}, too many "
+                f"to calibrate by{why}"
+            )
 
         def fluent(scale: float) -> bool:
             replies = self.generate(self.plain, np.float32(scale) * vector)
             return self.fluency(replies, [self.plain, emotional]).within(reference)
 
-        low, high = 0.0, 1.0
-        while high <= LARGEST and fluent(high):
-            low, high = high, high * 2
-        if high > LARGEST:
-            return LARGEST
-        for _ in range(STEPS):
-            middle = (low + high) / 2
-            low, high = (middle, high) if fluent(middle) else (low, middle)
-        return low or high  # nothing tried was fluent: the smallest
+        return edge(fluent)
 
     def run(self, progress: Callable[[int, int, str], None] | None = None) -> None:
         """Set the scale of every emotion of the pack, and of its base vector.
 
-        The pack changes at the end, all at once. What an interrupted run had found is kept in a file and taken up.
+        The pack changes at the end, all at once. What is found is kept in a file until ``forget``, and taken up.
         """
         names = [*self.pack, BASE]
-        identity = self.voice.loaded.identity
-        path = extraction_folder() / f"calibration-{identity.fingerprint[:16]}-{self.voice.taps.site}.json"
-        found = _kept(path)
+        found = _kept(self.path)
         keys = [self._key(name) for name in names]
         for n, (name, key) in enumerate(zip(names, keys)):
             if progress:
                 progress(n, len(names), name)
             if key not in found:
-                found[key] = round(self.scale(name), 4)
-                with atomic_write(path) as temporary:
+                found[key] = float(f"{self.scale(name):.4g}")
+                with atomic_write(self.path) as temporary:
                     temporary.write_text(json.dumps(found))
         for name, key in zip(names, keys):
             if name == BASE:
@@ -170,14 +205,17 @@ class Calibration:
             "temperature": TEMPERATURE,
             "seed": self.seed,
         }
-        path.unlink(missing_ok=True)
         if progress:
             progress(len(names), len(names), "")
+
+    def forget(self) -> None:
+        """Remove what is kept; the pack is safe elsewhere."""
+        self.path.unlink(missing_ok=True)
 
     def _key(self, name: str) -> str:
         """What the scale of ``name`` depends on, as a hash."""
         digest = hashlib.sha256(np.ascontiguousarray(self.pack[name], np.float32).tobytes())
-        settings = (self.asked(name), self.plain, self.seed, self.voice.taps.layers, MARGIN, DISTINCT, STEPS)
+        settings = (self.asked(name), self.plain, self.seed, self.voice.taps.layers, MARGIN, DISTINCT, STEPS, SMALLEST)
         digest.update(repr(settings).encode())
         return digest.hexdigest()[:32]
 

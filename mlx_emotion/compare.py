@@ -39,6 +39,7 @@ def compare(
     check_text(message, "the message")
     check_seed(seed)
     session.voice.check_open()
+    session.check_idle()
     if not 1 <= len(feelings) <= MOST:
         raise UsageError(f"{len(feelings)} feelings to compare, wanted 1 to {MOST}")
     from .batch import Job, Piece, run_batch
@@ -83,7 +84,7 @@ def compare(
         voice,
         jobs,
         batch_size=len(jobs),
-        max_tokens=options.max_tokens,
+        max_tokens=min(session.longest(job.prompt) for job in jobs),
         temperature=options.temperature,
         top_p=options.top_p,
         pieces=True,

@@ -147,8 +147,11 @@ class Feeling:
         if isinstance(value, Feeling):
             feeling = value
         elif isinstance(value, Mapping):
+            given = [(str(k) if k in known else str(k).lower(), v) for k, v in value.items()]
+            if len(given) > 1 and any(k == NEUTRAL for k, _ in given):
+                raise UsageError(f"neutral cannot be mixed, in feeling {dict(value)!r}")
             try:
-                feeling = cls(tuple((str(k), float(v)) for k, v in value.items() if k != NEUTRAL))
+                feeling = cls(tuple((k, float(v)) for k, v in given if k != NEUTRAL))
             except (TypeError, ValueError):
                 raise UsageError(f"cannot read feeling {value!r}: wanted names with numbers") from None
         elif not isinstance(value, str):
@@ -167,7 +170,7 @@ class Feeling:
         parts = [p.strip() for p in spec.split(",")]
         if any("=" in p for p in parts):
             return cls._parse_point(spec, parts, known)
-        if parts == [NEUTRAL]:
+        if spec.lower() == NEUTRAL:
             return cls()
         weights = []
         for part in parts:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import os
 import queue
+import re
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -21,6 +22,8 @@ from .errors import MLXEmotionError
 T = TypeVar("T")
 _END = object()
 HURRY_SECONDS = 2.0
+OF_MLX = re.compile(r"\[|.*(alloc|memory|metal|cuda|cudnn|cublas|in current thread)", re.IGNORECASE)
+"""How the messages of MLX's own ``RuntimeError`` look, of Metal's and CUDA's among them."""
 
 
 class Engine:
@@ -72,7 +75,7 @@ class Engine:
             try:
                 future.set_result(work(*args, **kwargs))
             except BaseException as error:  # handed to the one who waits
-                future.set_exception(error)
+                future.set_exception(_told(error))
 
         self._put(job)
         return future
@@ -147,6 +150,38 @@ class Engine:
                 sys.stdout.flush()
                 sys.stderr.flush()
                 os._exit(130)
+
+
+def _told(error: BaseException) -> BaseException:
+    """``error``, but what MLX or the system raises for want of memory, or of a device, as an error of one line."""
+    line = next(iter(str(error).splitlines()), "")
+    if isinstance(error, MemoryError):
+        told = f"out of memory{line and f': {line}'}"
+    elif type(error) is RuntimeError and OF_MLX.match(line):  # a subclass, or another text, is a fault of a program
+        told = f"MLX failed: {line}"
+    else:
+        return error
+    if "memory" in told.lower() or "alloc" in told.lower():
+        told += "; a smaller model, batch or conversation needs less"
+    found = MLXEmotionError(told)
+    found.__cause__ = error
+    return found
+
+
+def hurry(status: int = 0) -> None:
+    """The program is over: it ends with ``status`` in a moment, also where a load or a download is still at work.
+
+    Nothing can interrupt those, and every end that waits for threads would wait for them.
+    """
+
+    def end() -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+    timer = threading.Timer(HURRY_SECONDS, end)
+    timer.daemon = True
+    timer.start()
 
 
 def _close(iterator: Any) -> None:

@@ -12,6 +12,7 @@ import datetime
 import hashlib
 import json
 import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -28,7 +29,9 @@ from .files import atomic_write, extraction_folder
 from .session import Voice
 from .vectors import EmotionVectors, PackInfo
 
-STATE_FORMAT = 2
+STATE_FORMAT = 3
+SAVE_SECONDS = 1.0
+"""How often, at most, what is done is written."""
 HALF_MAX = float(np.finfo(np.float16).max)
 
 
@@ -230,7 +233,7 @@ class Extraction:
     @property
     def resumed(self) -> int:
         """Answers found done when this object was made."""
-        return 2 * sum(len(d) for d in self.state.done.values())
+        return 2 * sum(len(self.state.done[n]) + len(self.state.empty[n]) for n in self.state.done)
 
     def _load(self) -> _State | None:
         from safetensors import SafetensorError, safe_open
@@ -261,7 +264,8 @@ class Extraction:
 
     def _samples(self, emotion: str) -> np.ndarray:
         if emotion not in self.state.samples:
-            path = self.folder / f"samples-{list(self.plan.queries).index(emotion)}.npy"
+            # By the alphabet: the same plan with its emotions in another order goes on in this folder.
+            path = self.folder / f"samples-{sorted(self.plan.queries).index(emotion)}.npy"
             shape = (len(self.plan.queries[emotion]), *self.shape)
             try:
                 if not path.exists():  # written whole: a full disk must show here, not when the map is touched
@@ -291,13 +295,12 @@ class Extraction:
     ) -> EmotionVectors:
         """Generate what is missing and return the pack, not yet calibrated.
 
-        Stopped or killed, the next run goes on and loses at most the answers in flight. Raises
-        ``Interrupted`` when ``stopped`` says so, ``ExtractionError`` when there is nothing to average.
+        Stopped, the next run goes on and loses the answers in flight; killed, also those of ``SAVE_SECONDS``.
+        Raises ``Interrupted`` when ``stopped`` says so, ``ExtractionError`` when there is nothing to average.
         """
-        state, total = self.state, self.plan.total
+        total, finished = self.plan.total, self.resumed
         waiting: dict[tuple[str, int], Finished] = {}
-        unsaved = tokens = 0
-        finished = 2 * sum(len(state.done[n]) + len(state.empty[n]) for n in state.done)
+        tokens, unsaved, saved = 0, False, -SAVE_SECONDS
         try:
             measure = METHODS[self.plan.method].measure
             for answer in measure(self.voice, self._jobs(), self.batch_size, self.plan.max_tokens, stopped):
@@ -310,10 +313,10 @@ class Extraction:
                 else:
                     neutral, emotional = sorted((answer, other), key=lambda a: a.key[2])
                     self._add(emotion, i, neutral, emotional)
-                    unsaved += 1
-                    if unsaved * 2 >= self.batch_size:
+                    unsaved = time.monotonic() - saved < SAVE_SECONDS
+                    if not unsaved:
                         self._save()
-                        unsaved = 0
+                        saved = time.monotonic()
                 if progress:
                     progress(Progress(finished, total, tokens))
         finally:

@@ -106,3 +106,15 @@ def atomic_write(path: Path, error: type[MLXEmotionError] = MLXEmotionError) -> 
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def check_writable(path: Path, error: type[MLXEmotionError] = MLXEmotionError) -> None:
+    """Raise ``error`` where no file can be written to ``path``; makes its folder."""
+    if path.is_dir():
+        raise error(f"cannot write {path}: it is a folder")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as problem:
+        raise error(f"cannot write {path}: {problem.strerror or problem}") from None

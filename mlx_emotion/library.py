@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import Interrupted, ModelError, PackError, UsageError
-from .files import packs_folder
+from .errors import Interrupted, MLXEmotionError, ModelError, PackError, UsageError
+from .files import check_writable, packs_folder
 
 if TYPE_CHECKING:
     from .extraction import Plan
@@ -54,6 +54,35 @@ def available() -> list[Available]:
             packs = tuple(find_packs(identity))
             found.append(Available(name, path, size, quantization(config), packs, identity=identity))
     return found
+
+
+def in_folders(names: Iterable[str], found: Iterable[Available]) -> list[Available]:
+    """Those of ``names``, and the default model, that are folders and not ``found``; they keep the names given."""
+    from .models import default_model
+
+    known = {m.name for m in found} | {str(Path(m.path).resolve()) for m in found}
+    names = list(names)
+    with contextlib.suppress(MLXEmotionError):  # the configuration cannot be read
+        names.append(default_model())
+    new = []
+    for name in names:
+        path = Path(name).expanduser()
+        if path.is_dir() and not {name, str(path.resolve())} & known:
+            known.add(str(path.resolve()))
+            new.append(_in_folder(name, path))
+    return new
+
+
+def _in_folder(name: str, path: Path) -> Available:
+    from .model import find_packs
+    from .models import identify, quantization
+
+    size = sum(f.stat().st_size for f in path.glob("model*.safetensors"))
+    try:
+        identity, config = identify(str(path))
+    except MLXEmotionError as error:
+        return Available(name, path, size, problem=str(error))
+    return Available(name, path, size, quantization(config), tuple(find_packs(identity)), identity=identity)
 
 
 def pack_path(model: Model) -> Path:
@@ -118,8 +147,9 @@ def make_pack(
     ``plan`` says what is extracted; without one, the shipped set, at most ``limit`` queries an emotion. ``path``
     is where the pack goes, by default ``pack_path``; there a pack that has more is refused with ``UsageError``,
     unless ``replace``. ``seed`` is for calibration's sampling. Goes on with an earlier run of the same settings,
-    unless ``restart``. Raises ``Interrupted`` when ``stopped`` says so; stopped while calibrating, the pack is
-    already there and in use, with the scales of the one before it, or 1.
+    unless ``restart``. Raises ``PackError`` at once where ``path`` cannot be written, and ``Interrupted`` when
+    ``stopped`` says so; stopped while calibrating, the pack is already there and in use, with the scales of the
+    one before it, or 1.
     """
     from .calibration import Calibration
     from .extraction import Extraction, Plan, Progress
@@ -128,6 +158,7 @@ def make_pack(
     if path is None and not replace and (lost := lost_by(model, plan)):
         raise UsageError(f"{lost}; it was left as it is")
     path = path or pack_path(model)
+    check_writable(path, PackError)  # before hours of work, not after
     interrupted = threading.Event()
     tell = progress or (lambda _: None)
 
@@ -165,6 +196,7 @@ def make_pack(
             calibration = Calibration(voice, pack, seed, stopping)
             calibration.run(lambda done, total, note: tell(Step("calibrating", done, total, note=note)))
             pack.save(path)
+            calibration.forget()
 
         run(work)
         model.use(pack)

@@ -184,7 +184,7 @@ class Model:
         self.run(make)
 
     def close(self) -> None:
-        """End its use: whatever is asked of it afterwards is a ``ModelError``.
+        """End its use: whatever is asked of it afterwards is a ``ModelError``, also a half-read reply's next token.
 
         Its memory comes back when nothing refers to it and its chats any more.
         """
@@ -215,7 +215,7 @@ class Chat:
         return value
 
     def stop(self) -> None:
-        """End the reply under way; what came is kept."""
+        """End the reply under way, else the one that was asked for last; what came is kept."""
         self._session.stop()
 
     @property
@@ -263,13 +263,15 @@ class Chat:
 
     def stream(self, message: str, seed: int | None = None) -> Iterator[Event]:
         """Answer ``message``; yields events, the last of them ``Done``. Closing the iterator ends the reply."""
-        return self._model._engine.stream(lambda: self._session.reply(message, seed), self._session._stop, Reading)
+        stop = self._session.ask()
+        return self._model._engine.stream(lambda: self._session.reply(message, seed, stop), stop, Reading)
 
     def again(self, feeling: FeelingLike = None, seed: int | None = None) -> Iterator[Event]:
         """Answer the last message again, with another feeling if one is given."""
         if feeling is not None:
             self.feel(feeling)
-        return self._model._engine.stream(lambda: self._session.again(seed), self._session._stop, Reading)
+        stop = self._session.ask()
+        return self._model._engine.stream(lambda: self._session.again(seed, stop), stop, Reading)
 
 
 def _options(given: Mapping[str, Any]) -> Options:
@@ -336,10 +338,9 @@ def make_voice(
     taps = Taps(loaded.model, site, layers).attach()
     try:
         taps.self_test()
-        if taps.width != loaded.identity.width or taps.count != loaded.identity.layers:
+        if taps.width != loaded.identity.width:
             raise ModelError(
-                f"{loaded.identity.id} has {taps.count} layers of width {taps.width}, its config says "
-                f"{loaded.identity.layers} of {loaded.identity.width}"
+                f"{loaded.identity.id} has layers of width {taps.width}, its config says {loaded.identity.width}"
             )
         if pack is not None:
             pack = check_pack(pack, loaded.identity, site, force)
@@ -368,7 +369,7 @@ def extract(
 
     ``queries`` is a JSON file or an object, emotion -> questions; the shipped set by default.
     ``method`` is ``mean``, ``last`` or ``pca``; ``define`` a TOML file with emotions of your own.
-    An earlier extraction of the same settings is gone on with, unless ``restart``. With ``think`` a thinking
+    An interrupted extraction of the same settings is gone on with, unless ``restart``. With ``think`` a thinking
     model reasons before it answers; that is no part of the means. Ctrl-C stops it at a safe place.
     """
     from .extraction import Extraction, Plan
@@ -376,9 +377,15 @@ def extract(
     plan = Plan.make(emotions, queries, limit, max_tokens, keep_samples, method, define, think)
 
     interrupted = threading.Event()
+
+    def work(voice: Voice) -> tuple[EmotionVectors, Extraction]:
+        extraction = Extraction(voice, plan, batch_size, restart)
+        return extraction.run(stopped=interrupted.is_set), extraction
+
     try:
-        # What was done stays in its file: nothing here knows whether the pack is safe already.
-        return model.run(lambda voice: Extraction(voice, plan, batch_size, restart).run(stopped=interrupted.is_set))
+        pack, extraction = model.run(work)
     except BaseException:  # Ctrl-C reaches the one who waits, not the engine
         interrupted.set()
         raise
+    extraction.forget()  # else the next call would only read it, also after an upgrade of mlx
+    return pack

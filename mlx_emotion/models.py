@@ -83,8 +83,8 @@ def default_model() -> str:
     return str(load_settings().get("model") or EMBEDDED)
 
 
-def resolve(name: str | None = None, revision: str | None = None) -> tuple[str, str, Path]:
-    """(id, revision, local folder) of a model named by folder or Hugging Face id; may download it.
+def resolve(name: str | None = None, revision: str | None = None, local: bool = False) -> tuple[str, str, Path]:
+    """(id, revision, local folder) of a model named by folder or Hugging Face id; downloads it unless ``local``.
 
     ``None`` is the default model. Raises ``ModelError``.
     """
@@ -103,18 +103,20 @@ def resolve(name: str | None = None, revision: str | None = None) -> tuple[str, 
     from huggingface_hub.constants import HF_HUB_OFFLINE
 
     try:
-        local = Path(snapshot_download(name, revision=revision, allow_patterns=PATTERNS, local_files_only=True))
-        held = "only partly" if missing_weights(local) else "whole"
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=PATTERNS, local_files_only=True))
+        held = "only partly" if missing_weights(folder) else "whole"
     except Exception:
         held = "not"
     if held != "whole":
+        if local:
+            raise ModelError(f"{name} is {held} cached on this machine, and nothing is downloaded to look at it")
         if HF_HUB_OFFLINE:
             raise ModelError(f"{name} is {held} cached on this machine and HF_HUB_OFFLINE is set") from None
         try:
-            local = Path(snapshot_download(name, revision=revision, allow_patterns=PATTERNS))
+            folder = Path(snapshot_download(name, revision=revision, allow_patterns=PATTERNS))
         except Exception as error:  # the transport's own too, whose package differs between huggingface_hub versions
             raise ModelError(f"cannot get {name} from the Hugging Face hub: {_first_line(error)}") from None
-    return name, local.name, local
+    return name, folder.name, folder
 
 
 def missing_weights(path: Path) -> list[str]:
@@ -182,8 +184,8 @@ def fingerprint(path: Path) -> str:
                     digest.update(f"{name} {header[name]['dtype']} {header[name]['shape']}".encode())
                     for at in sorted({begin, (begin + end) // 2, max(begin, end - 512)}):
                         f.seek(8 + length + at)
-                        digest.update(f.read(min(512, end - at)))
-            except (ValueError, KeyError, TypeError, AttributeError):
+                        digest.update(f.read(max(0, min(512, end - at))))
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
                 raise ModelError(f"{file}: its safetensors header is corrupt") from None
     return digest.hexdigest()[:32]
 
@@ -282,13 +284,13 @@ def sizes(config: dict[str, Any]) -> tuple[int, int]:
     return find(LAYER_COUNTS), find(WIDTHS)
 
 
-def identify(name: str | None = None) -> tuple[Identity, dict[str, Any]]:
+def identify(name: str | None = None, local: bool = False) -> tuple[Identity, dict[str, Any]]:
     """A model's identity and config from its files alone, without loading it. Raises ``ModelError``."""
-    id_, revision, path = resolve(name)
+    id_, revision, path = resolve(name, local=local)
     try:
         config = read_config(path)
         return Identity(id_, revision, fingerprint(path), str(config.get("model_type")), *sizes(config)), config
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path}: {_first_line(error)}") from None
 
 

@@ -3,7 +3,7 @@
 A reading of emotion e is the projection of the tapped activation on its vector, summed over layers,
 in units of the calibrated full dose: ``<h - z, v_e> / (s_e <v_e, v_e>)``, where ``z`` is the mean over
 a few neutral replies. So 0 is the model's ordinary, neutral self, and adding intensity 1.0 of e alone
-raises the reading of e by exactly 1. The vectors share a direction (arXiv 2502.04075: cosines of 0.6
+raises the reading of e by exactly 1. In a pack that is not calibrated s_e is 1. The vectors share a direction (arXiv 2502.04075: cosines of 0.6
 to 0.8), so one emotion raises the readings of the others too.
 """
 
@@ -36,6 +36,8 @@ ZERO_PROMPTS = (
     "What should I put in a suitcase?",
 )
 ZERO_TOKENS = 24
+MARK = "\ue000"
+"""For private use: no chat template has it, nor has a tokenizer's frame."""
 
 
 class Projector:
@@ -184,12 +186,7 @@ class PromptReader:
         text = text.strip()
         if not text:
             raise UsageError("the text is empty")
-        whole = loaded.template.render([{"role": "user", "content": text}])
-        at = whole.rfind(text)
-        if at < 0:
-            raise UsageError("this model's chat template changes the text; it cannot be read token by token")
-        before, inside, after = (loaded.template.encode(p) for p in (whole[:at], text, whole[at + len(text) :]))
-        ids = before + inside + after
+        ids, inside = self._layout(text)
         if loaded.context is not None and len(ids) > loaded.context:
             raise UsageError(f"the text has {len(ids)} tokens, this model's context is {loaded.context}")
         from mlx_lm.models.cache import make_prompt_cache
@@ -197,5 +194,28 @@ class PromptReader:
         _, captured = taps.forward(mx.array([ids]), make_prompt_cache(taps.model), None, True)
         assert captured is not None
         values = np.array(self._projector.project_all(captured))
-        pieces = tuple(loaded.tokenizer.decode([i]) for i in inside)
-        return pieces, values[len(before) : len(before) + len(inside)], values[-1]
+        pieces = tuple(loaded.tokenizer.decode([i]) for i in ids[inside])
+        return pieces, values[inside], values[-1]
+
+    def _layout(self, text: str) -> tuple[list[int], slice]:
+        """The prompt's token ids, and which of them are the text's: a token that reaches into the text is."""
+        template, tokenizer = self._voice.loaded.template, self._voice.loaded.tokenizer
+        # The text may also stand in the frame around it ("a", "assistant"): a mark shows where it goes.
+        before, _, after = template.render([{"role": "user", "content": MARK}]).partition(MARK)
+        whole = template.render([{"role": "user", "content": text}])
+        if whole != before + text + after:
+            raise UsageError("this model's chat template changes the text; it cannot be read token by token")
+        # All at once: tokenizers may put a blank in front of each piece, or join tokens across the seams.
+        ids = template.encode(whole)
+        begin, end = len(before), len(before) + len(text)
+        if getattr(tokenizer, "is_fast", False):
+            offsets = tokenizer._tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
+            inside = [i for i, (a, b) in enumerate(offsets["offset_mapping"]) if a < end and b > begin]
+            return ids, slice(inside[0], inside[-1] + 1)
+        first = min(_shared(ids, template.encode(before)), len(ids) - 1)
+        return ids, slice(first, max(_shared(ids, template.encode(before + text)), first + 1))
+
+
+def _shared(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many of their first ids two sequences share."""
+    return next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))

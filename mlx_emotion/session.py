@@ -33,7 +33,8 @@ T = TypeVar("T")
 class Turn:
     """One exchange. ``raw`` is the reply as generated, ``tokens`` its ids without the end mark.
 
-    ``felt`` are (index of the first token, raw scales), from index -1, the last prompt token, on.
+    ``felt`` are (index of the first token, raw scales), from index -1, the last prompt token, on. ``before`` is
+    what positions `all` put on the rest of its prompt, ``None`` if the same as the reply's first.
     ``opened`` is the prompt text from the reply before to this one's opening, once it is known.
     """
 
@@ -41,6 +42,7 @@ class Turn:
     raw: str = ""
     tokens: list[int] = field(default_factory=list)
     felt: list[tuple[int, Scales]] = field(default_factory=list)
+    before: Scales | None = None
     ended: bool = False
     answered: bool = False
     opened: str = ""
@@ -56,6 +58,10 @@ class Turn:
         """
         self.raw, self.tokens = answer, self.tokens[length:]
         self.felt = list({max(index - length, -1): scales for index, scales in self.felt}.items())
+
+
+class _Stopped(Exception):
+    """The reply was stopped while its prompt was being read."""
 
 
 class Voice:
@@ -142,12 +148,20 @@ class Session:
             self._wanted = wanted
 
     def stop(self) -> None:
-        """End the reply under way; what came is kept."""
+        """End the reply under way, else the one that was asked for last; what came is kept."""
         self._stop.set()
+
+    def ask(self) -> threading.Event:
+        """What ``stop`` will set for a reply that is asked for now, which may be before it can begin."""
+        stop = threading.Event()
+        if not self._answering:
+            self._stop = stop
+        return stop
 
     # On the engine's thread.
 
     def reset(self) -> None:
+        self.check_idle()
         self.turns.clear()
         self._forget_cache()
 
@@ -158,6 +172,7 @@ class Session:
 
     def add(self, user: str, reply: str, felt: list[tuple[int, Feeling]]) -> None:
         """Append an exchange that was had elsewhere; ``felt`` are (index of the first token, feeling)."""
+        self.check_idle()
         turn = Turn(user)
         if text := reply.strip():
             scales = [(i, self.voice.scales(f, self.options.scale)) for i, f in felt]
@@ -169,6 +184,7 @@ class Session:
 
     def drop(self) -> None:
         """Take the last exchange back."""
+        self.check_idle()
         if not self.turns:
             raise UsageError("nothing to take back")
         self.turns.pop()
@@ -176,32 +192,44 @@ class Session:
     def outline(self, turns: list[Turn], scales: Scales) -> tuple[list[int], tuple[Span, ...]]:
         """The prompt of ``turns`` for a reply under ``scales``, and how the history was felt."""
         if self.options.history == "refeel":
-            turns = [*(replace(t, felt=[(-1, scales)]) for t in turns[:-1]), turns[-1]]
+            turns = [*(replace(t, felt=[(-1, scales)], before=None) for t in turns[:-1]), turns[-1]]
         prompt, places = self._layout(self._fitting(turns))
         return prompt, tuple(self._plan(places))
 
-    def again(self, seed: int | None = None) -> Iterator[Event]:
-        """Answer the last message again, under the feeling that is set now."""
+    def longest(self, prompt: list[int]) -> int:
+        """The most tokens that a reply to ``prompt`` may have: the model reads no more than its context."""
+        context = self.voice.loaded.context
+        return self.options.max_tokens if context is None else min(self.options.max_tokens, context - len(prompt))
+
+    def check_idle(self) -> None:
+        """Raise ``UsageError`` while a reply is half read: two would write into one cache."""
+        if self._answering:
+            raise UsageError("a reply is still being written; read it to its end, or close it, before the next")
+
+    def again(self, seed: int | None = None, stop: threading.Event | None = None) -> Iterator[Event]:
+        """Answer the last message again, under the feeling that is set now; ``stop`` is from ``ask``."""
         if not self.turns:
             raise UsageError("nothing to answer again yet")
         self._check_ready(seed)
         self.turns[-1] = Turn(self.turns[-1].user)
-        return self._answer(seed)
+        return self._answer(seed, stop or self.ask())
 
-    def reply(self, text: str, seed: int | None = None) -> Iterator[Event]:
-        """Answer ``text``; yields events, the last of them ``Done``. An empty message is a ``UsageError``."""
+    def reply(self, text: str, seed: int | None = None, stop: threading.Event | None = None) -> Iterator[Event]:
+        """Answer ``text``; yields events, the last of them ``Done``. An empty message is a ``UsageError``.
+
+        ``stop`` is from ``ask``.
+        """
         if not text.strip():
             raise UsageError("the message is empty")
         check_text(text, "the message")
         self._check_ready(seed)
         self.turns.append(Turn(text))
-        return self._answer(seed)
+        return self._answer(seed, stop or self.ask())
 
     def _check_ready(self, seed: int | None) -> None:
         self.voice.check_open()
         check_seed(seed)
-        if self._answering:  # two would write into one cache
-            raise UsageError("a reply is still being written; read it to its end, or close it, before the next")
+        self.check_idle()
 
     def _forget_cache(self) -> None:
         self._cached: list[int] = []
@@ -272,32 +300,34 @@ class Session:
         for began, start, turn in places:
             felt = turn.felt or [(-1, ())]
             if everything:
-                spans.append((began, start - 1, self.voice.dose(felt[0][1])))
+                spans.append((began, start - 1, self.voice.dose(felt[0][1] if turn.before is None else turn.before)))
             end = start + len(turn.tokens) + turn.ended
             for (index, scales), later in zip(felt, [*felt[1:], None]):
-                spans.append((start + index, end if later is None else start + later[0], self.voice.dose(scales)))
+                last = end if later is None else min(end, start + later[0])  # a stop text may have cut the reply
+                spans.append((start + index, last, self.voice.dose(scales)))
         return spans
 
     def _prepare(self, scales: Scales) -> tuple[list[int], int, Row]:
         """(prompt ids, how many of them the cache holds, the row that steers), with ``_cache`` made ready."""
         from mlx_lm.models.cache import trim_prompt_cache
 
+        if not self._cached:  # whatever a prompt that was not read to its end has left
+            self._forget_cache()
         if self.options.history == "refeel":
-            others = [t for t in self.turns[:-1] if t.felt != [(-1, scales)]]
-            for turn in others:
-                turn.felt = [(-1, scales)]
-            if any(turn.answered for turn in others):
-                self._forget_cache()
+            for turn in self.turns[:-1]:
+                turn.felt, turn.before = [(-1, scales)], None
         prompt, places = self._layout(self._fitting(self.turns))
-        shared = next((i for i, (a, b) in enumerate(zip(self._cached, prompt)) if a != b), None)
-        if shared is None:
-            shared = min(len(self._cached), len(prompt))
+        row = Row(self._plan(places))
         # The last prompt token is computed under the feeling of this reply; with positions `all`, so is
-        # everything since the reply before, also if the message was answered already.
-        limit = len(prompt) - 1
+        # everything since the reply before and its end mark, also if the message was answered already.
+        begin = len(prompt) - 1
         if self.options.positions == "all":
-            limit = min(limit, places[-1][1] + len(places[-1][2].tokens) if places else 0)
-        shared = min(shared, limit)
+            begin = (row.spans[-1][1] or 0) if row.spans else 0
+        row.set(self.voice.dose(scales), begin)
+        other = (i for i, (a, b) in enumerate(zip(self._cached, prompt)) if a != b)
+        shared = next(other, min(len(self._cached), len(prompt) - 1))
+        if self._cache is not None:  # keys and values are right only where they were felt as they are to be
+            shared = self._cache[-1].rows[0].same_until(row, shared)
         surplus = len(self._cached) - shared
         if self._cache is not None and surplus:
             if shared and _can_go_back(self._cache):
@@ -305,15 +335,14 @@ class Session:
             else:  # a wrapped sliding window or a recurrent state cannot go back: compute it again
                 self._forget_cache()
                 shared = 0
-        row = Row(self._plan(places), shared)
+        row.offset = shared
         if self._cache is None:
             self._cache = self.voice.model.cache(row)
         else:
             self._cache[-1].rows = [row]
-        row.set(self.voice.dose(scales), shared if self.options.positions == "all" else len(prompt) - 1)
         return prompt, shared, row
 
-    def _answer(self, seed: int | None) -> Iterator[Event]:
+    def _answer(self, seed: int | None, stop: threading.Event) -> Iterator[Event]:
         from mlx_lm import stream_generate
         from mlx_lm.sample_utils import make_sampler
 
@@ -322,19 +351,24 @@ class Session:
         began = time.perf_counter()
         options, voice, turn = self.options, self.voice, self.turns[-1]
         template = voice.loaded.template
-        self._stop.clear()
+        self._stop = stop
         seed = secrets.randbelow(2**31) if seed is None else seed
         wanted = self._wanted
         feeling, scales = wanted
         thoughts = Thoughts(voice.loaded.tokenizer, template.opening(options.think != "off"), options.think != "off")
         said = {ANSWER: "", THOUGHT: ""}
         muted = options.think == "plain" and thoughts.inside
-        turn.felt = [(-1, () if muted else scales)]
+        turn.felt, turn.before = [(-1, () if muted else scales)], scales if muted else None
         timeline = [(0, str(feeling))]
         reason, first = "cancelled", 0.0
         guard = Guard()
         shown = 0
         count = 0
+
+        def reading(done: int, total: int) -> None:
+            if stop.is_set() and done < total:
+                raise _Stopped
+
         self._answering = True
         try:
             projector = voice.projector() if options.readout else None
@@ -345,14 +379,14 @@ class Session:
             watch = Watch(projector, row, len(prompt)) if projector is not None else None
             self._cache[-1].observe = watch.observe if watch else None
             turn.answered = True
-            self._cached = prompt[:shared]
             stream = stream_generate(
                 voice.model,  # type: ignore[arg-type]  # called like the model
                 voice.loaded.tokenizer,
                 prompt[shared:],
-                max_tokens=options.max_tokens,
+                max_tokens=self.longest(prompt),
                 sampler=make_sampler(options.temperature, options.top_p),
                 prompt_cache=self._cache,
+                prompt_progress_callback=reading,
             )
             self._cached = []  # until the prompt is through, the cache is in no known state
             ends = voice.loaded.tokenizer.eos_token_ids
@@ -382,7 +416,7 @@ class Session:
                     if response.finish_reason is not None:
                         reason, turn.ended = response.finish_reason, end
                         break
-                    if self._stop.is_set():
+                    if stop.is_set():
                         break
                     event: Event | None = None
                     if self._wanted is not wanted:
@@ -411,8 +445,15 @@ class Session:
                     yield Token(piece, count - 1) if kind == ANSWER else Thought(piece, count - 1)
                 if watch is not None:
                     yield from watch.ready(len(turn.tokens))
+            except _Stopped:
+                self._cached = prompt[: row.offset]  # whole chunks of it
             finally:
                 stream.close()
+        except GeneratorExit:  # the reader left between two tokens
+            raise
+        except BaseException:  # a pass that failed may have written into some layers' caches
+            self._forget_cache()
+            raise
         finally:
             self._answering = False
             if thoughts.tokens or thoughts.unfinished:
@@ -429,7 +470,7 @@ class Session:
             seed=seed,
             guard=guard.factor < 1,
             prompt_tokens=len(prompt),
-            prefilled=len(prompt) - shared,
+            prefilled=min(row.offset, len(prompt)) - shared,
             tokens=count,
             tokens_per_second=(count - 1) / seconds if count > 1 and seconds > 0 else 0.0,
             time_to_first_token=first,

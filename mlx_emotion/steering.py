@@ -231,6 +231,18 @@ class Row:
         self.spans = [(a, start if b is None or b > start else b, d) for a, b, d in self.spans if a < start]
         self.spans.append((start, None, dose))
 
+    def same_until(self, other: Row, limit: int) -> int:
+        """The first position before ``limit`` at which ``other`` is steered otherwise, else ``limit``."""
+        edges = {0, *(edge for span in (*self.spans, *other.spans) for edge in span[:2] if edge is not None)}
+        for edge in sorted(edges):  # between two of them nothing changes
+            if edge < limit and not _alike(self.at(edge), other.at(edge)):
+                return edge
+        return limit
+
+    def at(self, position: int) -> Dose | None:
+        """What ``position`` gets."""
+        return next((d for a, b, d in self.spans if a <= position and (b is None or position < b)), None)
+
     def pieces(self, count: int) -> list[tuple[int, int, Dose]]:
         """(first, last + 1, dose) within the next ``count`` tokens, relative to the first of them."""
         if count == 1 and self.spans:  # decoding
@@ -244,6 +256,12 @@ class Row:
             if dose is not None and low < high:
                 found.append((low, high, dose))
         return found
+
+
+def _alike(one: Dose | None, other: Dose | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return one is other or np.array_equal(one.vector, other.vector)
 
 
 class Sums:
@@ -445,7 +463,11 @@ class SteeringCache:
 
 
 class SteerableModel:
-    """What mlx-lm calls in the model's place: takes the ``SteeringCache`` off the cache list and obeys it."""
+    """What mlx-lm calls in the model's place: takes the ``SteeringCache`` off the cache list and obeys it.
+
+    A call raises ``ModelError`` once the taps were closed, and where they are off and there is something to add
+    or to read.
+    """
 
     def __init__(self, taps: Taps) -> None:
         self.taps = taps
@@ -464,11 +486,15 @@ class SteerableModel:
         return [*make_prompt_cache(self.taps.model), SteeringCache([row], sums)]
 
     def __call__(self, tokens: mx.array, cache: list[Any] | None = None, **kwargs: Any) -> mx.array:
+        if self.taps.closed:
+            raise ModelError("this model was closed; load it again")
         if not cache or not isinstance(cache[-1], SteeringCache):
             return self.taps.model(tokens, cache=cache, **kwargs)
         steering = cache[-1]
         deltas = steering.deltas(tokens.shape[1], self.taps.count)
         capture = steering.sums is not None or steering.observe is not None
+        if not self.taps.attached and (capture or deltas is not None):
+            raise ModelError("this model's taps were removed; nothing would be steered")
         logits, captured = self.taps.forward(tokens, cache[:-1], deltas, capture, **kwargs)
         steering.advance(tokens, captured)
         return logits

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import sqlite3
 import threading
 import uuid
@@ -34,7 +35,7 @@ Timeline = tuple[tuple[int, str], ...]
 
 
 class Conflict(StoreError):
-    """Another window has gone on with this conversation; what it wrote is kept."""
+    """Another window has gone on with this conversation, or it is not in the file any more; nothing was written."""
 
 
 def now() -> str:
@@ -79,7 +80,10 @@ class Reply:
 
 @dataclass(frozen=True)
 class Exchange:
-    """A message and the replies made to it; ``chosen`` is the id of the one that counts."""
+    """A message and the replies made to it; ``chosen`` is the id of the one that counts.
+
+    A comparison that was left or killed has replies of which none was chosen.
+    """
 
     user: str
     replies: tuple[Reply, ...] = ()
@@ -88,8 +92,15 @@ class Exchange:
     id: str = field(default_factory=new_id)
 
     @property
+    def undecided(self) -> bool:
+        """Whether there are replies and none of them was chosen."""
+        return bool(self.replies) and all(r.id != self.chosen for r in self.replies)
+
+    @property
     def reply(self) -> Reply | None:
-        """The reply that counts."""
+        """The reply that counts; where none was chosen, the first that says something."""
+        if self.undecided:
+            return next((r for r in self.replies if r.text), self.replies[0])
         return next((r for r in self.replies if r.id == self.chosen), None)
 
     def with_reply(self, reply: Reply) -> Exchange:
@@ -100,7 +111,7 @@ class Exchange:
 
 @dataclass(frozen=True)
 class Summary:
-    """A conversation as a list shows it. ``exchanges`` counts messages sent."""
+    """A conversation as a list shows it. ``exchanges`` counts messages sent; ``deleted`` is when it was, if it was."""
 
     id: str
     title: str
@@ -108,6 +119,14 @@ class Summary:
     created: str
     updated: str
     exchanges: int
+    deleted: str | None = None
+
+    @property
+    def until(self) -> str | None:
+        """Until when a deleted conversation can be brought back."""
+        if self.deleted is None:
+            return None
+        return (datetime.fromisoformat(self.deleted) + timedelta(days=UNDO_DAYS)).isoformat(timespec="seconds")
 
 
 def _schema_1(db: sqlite3.Connection) -> None:
@@ -135,12 +154,33 @@ def _schema_2(db: sqlite3.Connection) -> None:
     db.execute("ALTER TABLE replies ADD COLUMN thinking_tokens INTEGER NOT NULL DEFAULT 0")
 
 
+_FAILURES = (sqlite3.Error, UnicodeEncodeError, OverflowError)
+"""What SQLite raises, and what Python does for a text or a number that SQLite has no room for."""
+
+
+def _damage(error: Exception) -> bool:
+    """Whether ``error`` says that the file is damaged or no database; all else has a class of its own."""
+    return type(error) is sqlite3.DatabaseError
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Which file is at ``path``; another one has another identity."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
 MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_schema_1, _schema_2)
 """Migration n brings a file from schema n to n + 1; the file's number is its ``user_version``."""
 
 
 class Store:
-    """The conversations in one file. ``aside`` is where a corrupt file was put, or ``None``.
+    """The conversations in one file. ``aside`` is where a damaged file was put, or ``None``.
+
+    The file is not read as a whole when it is opened, which would take longer with each conversation: damage is
+    noticed where it is met. Then too the file is put aside and a new one begun, and the call fails with that news.
 
     Raises ``StoreError`` where the file cannot be opened or written.
     """
@@ -150,30 +190,26 @@ class Store:
         self.aside: Path | None = None
         self._lock = threading.RLock()
         self._revisions: dict[str, int] = {}
+        self._file: tuple[int, int] | None = None
         try:
             self._db = self._open()
-        except sqlite3.DatabaseError as error:
-            if isinstance(error, sqlite3.OperationalError):  # locked, no permission, no space: not corrupt
+        except sqlite3.Error as error:
+            if not _damage(error):  # locked, no permission, no space
                 raise self._problem(error) from None
-            self.aside = self._put_aside()
-            try:
-                self._db = self._open()
-            except sqlite3.Error as second:
-                raise self._problem(second) from None
+            self._begin_anew()
         except OSError as error:
             raise StoreError(f"cannot open {self.path}: {error.strerror or error}") from None
 
     def _open(self) -> sqlite3.Connection:
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = _identity(self.path)
         db = sqlite3.connect(self.path, timeout=3, check_same_thread=False, isolation_level=None)
         db.row_factory = sqlite3.Row
+        db.text_factory = lambda data: str(data, "utf-8", "replace")  # a damaged letter must not hide the rest
         try:
             db.execute("PRAGMA journal_mode=WAL")
             db.execute("PRAGMA synchronous=NORMAL")  # a killed program loses nothing, and replies don't wait for fsync
             db.execute("PRAGMA foreign_keys=ON")
-            for (line,) in db.execute("PRAGMA quick_check(1)").fetchall():
-                if line != "ok":
-                    raise sqlite3.DatabaseError(line)
             version = db.execute("PRAGMA user_version").fetchone()[0]
             if version > len(MIGRATIONS):
                 raise StoreError(
@@ -185,12 +221,25 @@ class Store:
                     MIGRATIONS[number](db)
                     db.execute(f"PRAGMA user_version={number + 1}")
                 db.execute("COMMIT")
+            # These two read all that is small, so damage there is known before anything is shown.
             limit = datetime.now(timezone.utc) - timedelta(days=UNDO_DAYS)
             db.execute("DELETE FROM conversations WHERE deleted < ?", (limit.isoformat(timespec="seconds"),))
+            db.execute("SELECT name, value FROM notes").fetchall()
+            self._file = _identity(self.path)
         except BaseException:
             db.close()
             raise
         return db
+
+    def _begin_anew(self) -> None:
+        """Put the damaged file aside and open a new one in its place. Raises ``StoreError``."""
+        self._revisions.clear()
+        try:
+            if self._file is None or _identity(self.path) == self._file:  # else another window has done it
+                self.aside = self._put_aside()
+            self._db = self._open()
+        except (sqlite3.Error, OSError) as error:
+            raise self._problem(error) from None
 
     def _put_aside(self) -> Path:
         stamp = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
@@ -207,6 +256,20 @@ class Store:
     def _problem(self, error: Exception) -> StoreError:
         return StoreError(f"conversations in {self.path}: {error}")
 
+    def _failed(self, error: Exception) -> StoreError:
+        """What went wrong, in one line; what is damaged is put aside."""
+        if not _damage(error):
+            return self._problem(error)
+        with contextlib.suppress(sqlite3.Error):
+            self._db.close()
+        before = self.aside
+        try:
+            self._begin_anew()
+        except StoreError as second:
+            return StoreError(f"{self.path} is damaged, and no new file could be begun: {second}")
+        where = f"it is kept as {self.aside}" if self.aside != before else "another window has put it aside"
+        return StoreError(f"{self.path} was damaged; {where}, and a new one is begun")
+
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         with self._lock:
@@ -219,15 +282,15 @@ class Store:
                     with contextlib.suppress(sqlite3.Error):  # a full disk has rolled back already
                         self._db.execute("ROLLBACK")
                     raise
-            except sqlite3.Error as error:
-                raise self._problem(error) from None
+            except _FAILURES as error:
+                raise self._failed(error) from None
 
     def _read(self, query: str, values: Iterable[Any] = ()) -> list[sqlite3.Row]:
         with self._lock:
             try:
                 return self._db.execute(query, tuple(values)).fetchall()
-            except sqlite3.Error as error:
-                raise self._problem(error) from None
+            except _FAILURES as error:
+                raise self._failed(error) from None
 
     def close(self) -> None:
         with self._lock:
@@ -238,7 +301,7 @@ class Store:
     def conversations(self, deleted: bool = False) -> list[Summary]:
         """All conversations, or those deleted lately, the latest first."""
         rows = self._read(
-            "SELECT id, title, model, created, updated, (SELECT count(*) FROM exchanges e WHERE "
+            "SELECT id, title, model, created, updated, deleted, (SELECT count(*) FROM exchanges e WHERE "
             "e.conversation = c.id AND e.dropped IS NULL) AS exchanges FROM conversations c "
             f"WHERE deleted IS {'NOT ' if deleted else ''}NULL ORDER BY updated DESC, rowid DESC"
         )
@@ -250,9 +313,8 @@ class Store:
         if which is not None:
             found = [c for c in found if c.title == which] or [c for c in found if c.id.startswith(which)]
         if not found:
-            raise StoreError(
-                f"no conversation {which!r}; `mlx-emotion history` lists them" if which else "no conversation yet"
-            )
+            lists = f"`mlx-emotion history{' --deleted' if deleted else ''}` lists them"
+            raise StoreError(f"no conversation {which!r}; {lists}" if which else "no conversation yet")
         if which is not None and len(found) > 1:
             raise StoreError(f"{which!r} means {len(found)} conversations; give more of the id")
         return found[0]
@@ -280,7 +342,7 @@ class Store:
             ):
                 values = dict(r)
                 exchange = values.pop("exchange")
-                values["timeline"] = tuple((i, f) for i, f in json.loads(values["timeline"]))
+                values["timeline"] = _timeline(values["timeline"])
                 replies[exchange].append(Reply(**values | {"guard": bool(values["guard"])}))
         return [
             Exchange(r["user"], tuple(replies[r["id"]]), r["chosen"], created=r["created"], id=r["id"]) for r in rows
@@ -288,12 +350,22 @@ class Store:
 
     def create(self, model: str, title: str = "") -> str:
         """A new, empty conversation; returns its id. Without a title it takes the first message's beginning."""
+        return self._begin(model, title, ())
+
+    def fork(self, model: str, title: str, exchanges: Iterable[Exchange], added: Exchange | None = None) -> str:
+        """A new conversation with copies of ``exchanges`` and then ``added`` itself; returns its id."""
+        copies = [_renewed(exchange) for exchange in exchanges]
+        return self._begin(model, _title(title), copies if added is None else [*copies, added])
+
+    def _begin(self, model: str, title: str, exchanges: Iterable[Exchange]) -> str:
         id_ = new_id()
         with self._transaction() as db:
             db.execute(
                 "INSERT INTO conversations (id, title, model, created, updated) VALUES (?, ?, ?, ?, ?)",
                 (id_, title, model, now(), now()),
             )
+            for exchange in exchanges:
+                self._insert(db, id_, exchange)
         self._revisions[id_] = 0
         return id_
 
@@ -334,18 +406,25 @@ class Store:
         db.execute("UPDATE exchanges SET dropped = ? WHERE id = ?", (now(), exchange.id))
 
     def save_reply(self, exchange: Exchange, reply: Reply) -> None:
-        """Write ``reply`` of ``exchange``, new or grown, and choose it."""
-        with self._transaction() as db:
-            self._put_reply(db, exchange.id, reply)
-            db.execute("UPDATE exchanges SET chosen = ? WHERE id = ?", (reply.id, exchange.id))
+        """Write ``reply`` of ``exchange``, new or grown; which reply counts stays as it is.
 
-    def fork(self, model: str, title: str, exchanges: Iterable[Exchange]) -> str:
-        """A new conversation with copies of ``exchanges``; returns its id."""
-        id_ = self.create(model, _title(title))
+        Raises ``Conflict`` when the exchange is not in the file any more.
+        """
         with self._transaction() as db:
-            for exchange in exchanges:
-                self._insert(db, id_, _renewed(exchange))
-        return id_
+            if db.execute("SELECT 1 FROM exchanges WHERE id = ?", (exchange.id,)).fetchone() is None:
+                raise Conflict("the conversation of this reply is no longer in the file")
+            self._put_reply(db, exchange.id, reply)
+
+    def choose(self, conversation: str, exchange: Exchange, reply: Reply) -> None:
+        """Have ``reply`` count; one that is new is written.
+
+        Raises ``Conflict`` when another window has changed the conversation first.
+        """
+        with self._next_revision(conversation) as db:
+            # One that is there is left: the window that writes it may have written more than this one has read.
+            if db.execute("SELECT 1 FROM replies WHERE id = ?", (reply.id,)).fetchone() is None:
+                self._put_reply(db, exchange.id, reply)
+            db.execute("UPDATE exchanges SET chosen = ? WHERE id = ?", (reply.id, exchange.id))
 
     @contextlib.contextmanager
     def _next_revision(self, conversation: str) -> Iterator[sqlite3.Connection]:
@@ -390,7 +469,11 @@ class Store:
     # Notes: small facts about the user, such as having seen the welcome.
 
     def note(self, name: str) -> str | None:
-        rows = self._read("SELECT value FROM notes WHERE name = ?", (name,))
+        """``None`` too where it cannot be read: nothing depends on it."""
+        try:
+            rows = self._read("SELECT value FROM notes WHERE name = ?", (name,))
+        except StoreError:
+            return None
         return rows[0]["value"] if rows else None
 
     def set_note(self, name: str, value: str) -> None:
@@ -436,14 +519,16 @@ def markdown(data: dict[str, Any]) -> str:
     lines = [f"# {data['title']}", "", f"{data['model']}, {data['created']}", ""]
     for exchange in data["exchanges"]:
         lines += ["**You**", "", exchange["user"], ""]
-        for reply in exchange["replies"]:
-            if reply["id"] == exchange["chosen"]:
-                felt = [f for _, f in reply["timeline"]] or [reply["feeling"]]
-                mark = " (not finished)" if reply["state"] in (WRITING, "cancelled", "failed") else ""
-                lines += [f"**{data['model']}**, {' → '.join(felt)}{mark}", ""]
-                if thinking := reply.get("thinking"):
-                    lines += ["> *thoughts*", ">", *(f"> {line}".rstrip() for line in thinking.splitlines()), ""]
-                lines += [reply["text"], ""]
+        replies = exchange["replies"]
+        chosen = [r for r in replies if r["id"] == exchange["chosen"]]
+        for reply in chosen or [r for r in replies if r["text"]][:1]:
+            felt = [f for _, f in reply["timeline"]] or [reply["feeling"]]
+            mark = " (not finished)" if reply["state"] in (WRITING, "cancelled", "failed") else ""
+            mark += "" if chosen else f" (the first of {len(replies)}; none was chosen)"
+            lines += [f"**{data['model']}**, {' → '.join(felt)}{mark}", ""]
+            if thinking := reply.get("thinking"):
+                lines += ["> *thoughts*", ">", *(f"> {line}".rstrip() for line in thinking.splitlines()), ""]
+            lines += [reply["text"], ""]
     return "\n".join(lines)
 
 
@@ -454,13 +539,40 @@ def _title(text: str) -> str:
 
 def _renewed(exchange: Exchange) -> Exchange:
     """A copy with ids of its own."""
-    ids = {r.id: new_id() for r in exchange.replies}
-    return replace(
-        exchange,
-        id=new_id(),
-        replies=tuple(replace(r, id=ids[r.id]) for r in exchange.replies),
-        chosen=ids.get(exchange.chosen or ""),
-    )
+    replies = tuple(replace(r, id=new_id()) for r in exchange.replies)
+    chosen = next((new.id for old, new in zip(exchange.replies, replies) if old.id == exchange.chosen), None)
+    return replace(exchange, id=new_id(), replies=replies, chosen=chosen)
+
+
+def _timeline(stored: str) -> Timeline:
+    """A reply's timeline as it was stored; empty where it is damaged."""
+    try:
+        steps = json.loads(stored)
+    except (ValueError, RecursionError):
+        return ()
+    if not isinstance(steps, list) or not all(map(_is_step, steps)):
+        return ()
+    return tuple((i, f) for i, f in steps)
+
+
+def _is_step(step: Any) -> bool:
+    if not (isinstance(step, list) and list(map(type, step)) == [int, str]):
+        return False
+    return not (_unfit(step[0]) or _unfit(step[1]))
+
+
+def _unfit(value: Any) -> str:
+    """Why ``value`` cannot be stored; empty if it can."""
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            return "has a character that is not Unicode"
+    elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+        return "is too large"
+    elif isinstance(value, float) and not math.isfinite(value):
+        return "is no number"
+    return ""
 
 
 _REPLY_KINDS: dict[str, Any] = {
@@ -477,8 +589,10 @@ def _fields(what: str, value: Any, kinds: dict[str, Any]) -> dict[str, Any]:
     for name, kind in kinds.items():
         if name not in value:
             raise StoreError(f"{what} has no {name!r}")
-        if not isinstance(value[name], kind):
+        if type(value[name]) not in (kind if isinstance(kind, tuple) else (kind,)):  # a bool is an int too
             raise StoreError(f"{name!r} of {what} is {type(value[name]).__name__}")
+        if problem := _unfit(value[name]):
+            raise StoreError(f"{name!r} of {what} {problem}")
     return {name: value[name] for name in kinds}
 
 
@@ -498,7 +612,7 @@ def _checked(data: Any) -> tuple[str, str, list[Exchange]]:
             if reply["state"] not in STATES:
                 raise StoreError(f"state of {what} is {reply['state']!r}, wanted one of {', '.join(STATES)}")
             steps = reply["timeline"]
-            if any(not (isinstance(s, list | tuple) and list(map(type, s)) == [int, str]) for s in steps):
+            if not all(map(_is_step, steps)):
                 raise StoreError(f"timeline of {what} must be pairs of a token index and a feeling")
             replies.append(Reply(**reply | {"timeline": tuple((i, f) for i, f in steps)}))
         exchanges.append(Exchange(**values | {"replies": tuple(replies)}))

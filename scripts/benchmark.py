@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import shutil
 import statistics
@@ -18,15 +19,17 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 
 import mlx_emotion
 from mlx_emotion.batch import Finished, Job, run_batch
 from mlx_emotion.engine import shared
+from mlx_emotion.events import Done, Token
 from mlx_emotion.extraction import Extraction, Plan, library_versions
 from mlx_emotion.session import Voice
-from mlx_emotion.steering import Row
+from mlx_emotion.steering import Row, SteeringCache
 from mlx_emotion.vectors import EmotionVectors, PackInfo
 
 PAIRS = 15
@@ -37,6 +40,12 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write the numbers to this file")
     parser.add_argument("--only", nargs="*", choices=list(PARTS), default=list(PARTS))
     args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as home:  # the user's packs and settings are no part of this
+        os.environ["MLX_EMOTION_HOME"] = home
+        measure(args)
+
+
+def measure(args: argparse.Namespace) -> None:
     results: dict[str, dict] = {}
     for name in args.only:
         for key, value in PARTS[name]().items():
@@ -65,54 +74,77 @@ def random_pack(model: mlx_emotion.Model) -> EmotionVectors:
     return EmotionVectors({"fear": v}, info)
 
 
-def decode_ratio(model: mlx_emotion.Model, tokens: int) -> tuple[float, float]:
-    """(median ratio of steered to plain tokens/s, plain tokens/s): interleaved pairs on one thread."""
-    model.use(random_pack(model))
+def decode_ratios(model: mlx_emotion.Model, tokens: int) -> tuple[float, float, float]:
+    """(median ratio of steered to plain tokens/s, of ``chat.stream`` to plain, plain tokens/s), interleaved.
 
-    def work(voice: Voice) -> tuple[float, float]:
+    ``steered`` is mlx-lm's ``stream_generate`` with a dose; ``chat.stream`` is what the product does, with its
+    guard and from another thread. All choose the likeliest token.
+    """
+    model.use(random_pack(model))
+    message = "I heard a noise upstairs."
+
+    def generated(voice: Voice, steered: bool) -> float:
         from mlx_lm import stream_generate
 
         template, tokenizer = voice.loaded.template, voice.loaded.tokenizer
-        prompt = template.encode(template.render([{"role": "user", "content": "I heard a noise upstairs."}]))
-        tokenizer.eos_token_ids = []  # both sides write the same number of tokens
-        dose = voice.dose((("fear", 1.0),))
+        prompt = template.encode(template.render([{"role": "user", "content": message}]))
+        model_, cache = voice.taps.model, None
+        if steered:
+            voice.taps.attach()
+            dose = voice.dose((("fear", 1.0),))
+            model_, cache = voice.model, voice.model.cache(Row.steered(dose, len(prompt) - 1))
+        else:
+            voice.taps.remove()
+        last = began = 0.0
+        for n, _ in enumerate(
+            stream_generate(model_, tokenizer, prompt, max_tokens=tokens, prompt_cache=cache)  # type: ignore
+        ):
+            last = time.perf_counter()
+            if n == 0:
+                began = last
+        return (tokens - 1) / (last - began)
 
-        def once(steered: bool) -> float:
-            model_, cache = voice.taps.model, None
-            if steered:
-                voice.taps.attach()
-                model_, cache = voice.model, voice.model.cache(Row.steered(dose, len(prompt) - 1))
-            else:
-                voice.taps.remove()
-            last = began = 0.0
-            for n, _ in enumerate(
-                stream_generate(model_, tokenizer, prompt, max_tokens=tokens, prompt_cache=cache)  # type: ignore
-            ):
+    def chatted() -> float:
+        model.run(lambda voice: voice.taps.attach())
+        began = last = 0.0
+        made = 0
+        for event in model.chat("fear", temperature=0.0, max_tokens=tokens).stream(message, seed=0):
+            if isinstance(event, Token):
                 last = time.perf_counter()
-                if n == 0:
-                    began = last
-            return (tokens - 1) / (last - began)
+                began = began or last
+            elif isinstance(event, Done):
+                made = event.tokens  # fewer than asked for where the guard ended a loop
+        return (made - 1) / (last - began)
 
-        once(True), once(False)
-        ratios, speeds = [], []
-        for pair in range(PAIRS):
-            order = (True, False) if pair % 2 else (False, True)
-            found = {steered: once(steered) for steered in order}
-            ratios.append(found[True] / found[False])
-            speeds.append(found[False])
-        return statistics.median(ratios), statistics.median(speeds)
+    def endless(voice: Voice) -> None:
+        voice.loaded.tokenizer.eos_token_ids = []  # all write the same number of tokens
 
-    return model.run(work)
+    model.run(endless)
+    ways = [lambda: model.run(generated, False), lambda: model.run(generated, True), chatted]
+    for way in ways:
+        way()
+    found: list[list[float]] = []
+    for n in range(PAIRS):
+        speeds = [0.0] * len(ways)
+        for i in range(len(ways)) if n % 2 else reversed(range(len(ways))):
+            speeds[i] = ways[i]()
+        found.append(speeds)
+    steered, product = (statistics.median(speeds[i] / speeds[0] for speeds in found) for i in (1, 2))
+    return steered, product, statistics.median(speeds[0] for speeds in found)
 
 
 def decode() -> dict[str, dict]:
     out = {}
-    ratio, speed = decode_ratio(mlx_emotion.load(), 100)
-    out["decode: embedded, steered / mlx_lm.stream_generate"] = entry(ratio, 0.97, note=f"plain {speed:.0f} tokens/s")
+
+    def add(name: str, bound: float, ratios: tuple[float, float, float]) -> None:
+        note = f"plain {ratios[2]:.3g} tokens/s"
+        out[f"decode: {name}, steered / mlx_lm.stream_generate"] = entry(ratios[0], bound, note=note)
+        out[f"decode: {name}, chat.stream / mlx_lm.stream_generate"] = entry(ratios[1], bound, note=note)
+
+    add("embedded", 0.97, decode_ratios(mlx_emotion.load("embedded"), 100))
     with tempfile.TemporaryDirectory() as folder:
         path = qwen_shape(Path(folder) / "qwen2.5-0.5b-shape")
-        ratio, speed = decode_ratio(mlx_emotion.load(str(path)), 12)
-    out["decode: Qwen2.5-0.5B shape, random, 4-bit"] = entry(ratio, 0.99, note=f"plain {speed:.2f} tokens/s")
+        add("Qwen2.5-0.5B's shape, 4-bit", 0.99, decode_ratios(mlx_emotion.load(str(path)), 12))
     return out
 
 
@@ -144,7 +176,7 @@ def qwen_shape(folder: Path) -> Path:
 
 
 def change() -> dict[str, dict]:
-    model = mlx_emotion.load()
+    model = mlx_emotion.load("embedded")
     model.use(random_pack(model))
 
     def first_difference() -> int:
@@ -184,7 +216,7 @@ def change() -> dict[str, dict]:
 
 
 def extraction() -> dict[str, dict]:
-    model = mlx_emotion.load()
+    model = mlx_emotion.load("embedded")
     out = {}
 
     def work(voice: Voice) -> None:
@@ -195,13 +227,15 @@ def extraction() -> dict[str, dict]:
         jobs = list(Extraction(voice, plan, restart=True)._jobs())
         prompts = [j.prompt for j in jobs]
 
-        forwarded = 0
-        inner = voice.taps.forward
+        passed = valid = 0
+        advance = SteeringCache.advance
 
-        def counting(tokens, *args, **kwargs):
-            nonlocal forwarded
-            forwarded += tokens.size
-            return inner(tokens, *args, **kwargs)
+        def counting(cache: SteeringCache, tokens: mx.array, *args) -> None:
+            nonlocal passed, valid
+            before = sum(row.offset for row in cache.rows)
+            advance(cache, tokens, *args)
+            passed += tokens.size
+            valid += sum(row.offset for row in cache.rows) - before
 
         def ours(batch_size: int, chosen: list[Job]) -> tuple[float, dict]:
             began = time.perf_counter()
@@ -229,12 +263,14 @@ def extraction() -> dict[str, dict]:
             slow, _ = ours(1, jobs[:16])
             singles.append(speed / slow)
         _, alone = ours(1, jobs)
-        voice.taps.forward = counting  # type: ignore[method-assign]
-        _, counted = ours(1, jobs)
-        del voice.taps.forward
+        with mock.patch.object(SteeringCache, "advance", counting):
+            _, counted = ours(16, jobs)
         response = sum(len(d.tokens) + (d.reason == "stop") for d in counted.values())
         out["extraction: forwarded / (prompt + response) tokens"] = entry(
-            forwarded / (sum(map(len, prompts)) + response), 1.0, at_least=False
+            valid / (sum(map(len, prompts)) + response),
+            1.0,
+            at_least=False,
+            note=f"batch 16; {1 - valid / passed:.1%} pad",
         )
         out["extraction: batch 16 / mlx_lm.batch_generate"] = entry(statistics.median(against), 0.9)
         out["extraction: batch 16 / batch 1"] = entry(statistics.median(singles), 1.8)

@@ -13,64 +13,54 @@ import argparse
 import asyncio
 import json
 import os
-import pty
 import re
-import select
-import shutil
 import statistics
-import struct
 import subprocess
 import sys
 import tempfile
-import termios
 import time
-from fcntl import ioctl
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from tests.tui.terminal import CHAT, Terminal, endless, half_written
 
 PROMPTS = ["I heard a noise upstairs.", "What should I cook?", "My friend is late.", "Tell me about the sea."]
 FEELINGS = ["anger", "fear", "joy", "sadness", "disgust"]
+BAR, ROW = 112, 3
+"""A column within the first emotion's bar, and its row, counted from 1."""
+LOGGED = """
+import sys, time
+from mlx_emotion import Chat, Token
+from mlx_emotion.cli import main
+from mlx_emotion.tui.panel import Bars
+
+stream, post, log = Chat.stream, Bars.post_message, open(sys.argv.pop(1), "w", buffering=1)
+
+def logged(*arguments, **options):
+    for event in stream(*arguments, **options):
+        if isinstance(event, Token):
+            print(time.monotonic(), event.index, file=log)
+        yield event
+
+def moved(self, message):
+    if isinstance(message, Bars.Moved):
+        print(time.monotonic(), "moved", file=log)
+    return post(self, message)
+
+Chat.stream, Bars.post_message = logged, moved
+sys.exit(main())
+"""
+"""The program, which also writes down when each token came and when a bar was moved."""
 
 
-class Terminal:
-    """The app in a pseudo-terminal."""
+def talker() -> list[str]:
+    """Options for a model whose replies are as long as asked for."""
+    return endless(Path(os.environ["MLX_EMOTION_HOME"]) / "endless")
 
-    def __init__(self, *arguments: str) -> None:
-        self.fd, child = pty.openpty()
-        ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 140, 0, 0))
-        command = [sys.executable, "-m", "mlx_emotion", "chat", *arguments]
-        self.began = time.perf_counter()
-        environment = {**os.environ, "TERM": "xterm-256color", "COLORTERM": "truecolor"}
-        self.process = subprocess.Popen(command, stdin=child, stdout=child, stderr=child, env=environment)
-        os.close(child)
-        self.seen = b""
 
-    def read(self, seconds: float) -> bytes:
-        if not select.select([self.fd], [], [], seconds)[0]:
-            return b""
-        try:
-            new = os.read(self.fd, 1 << 16)
-        except OSError:  # Linux: the other side is closed
-            return b""
-        self.seen += new
-        return new
-
-    def until(self, pattern: bytes, seconds: float = 120) -> float:
-        """Seconds since the start when ``pattern`` was painted."""
-        end = time.perf_counter() + seconds
-        while not re.search(pattern, self.seen):
-            if time.perf_counter() > end:
-                raise SystemExit(f"{pattern!r} never came")
-            self.read(0.02)
-        return time.perf_counter() - self.began
-
-    def write(self, text: str) -> None:
-        os.write(self.fd, text.encode())
-
-    def close(self) -> None:
-        self.write("\x11")
-        while self.process.poll() is None:
-            self.read(0.1)
-        os.close(self.fd)
+def p95(values: list[float]) -> float:
+    return sorted(values)[len(values) * 95 // 100]
 
 
 def cpu_seconds(process: int) -> float:
@@ -86,101 +76,142 @@ def cpu_seconds(process: int) -> float:
 
 def start() -> dict[str, float]:
     """Cold start, and what the app costs while nothing happens."""
-    terminal = Terminal()
+    terminal = Terminal(*CHAT)
     paint = terminal.until(b"mlx-emotion")
     usable = terminal.until(b"4-bit")
-    settled = time.perf_counter() + 5
-    while time.perf_counter() < settled:
-        terminal.read(0.5)
+    terminal.rest(5)
     before = cpu_seconds(terminal.process.pid)
     idle = time.perf_counter()
-    while time.perf_counter() - idle < 10:
-        terminal.read(0.5)
+    terminal.rest(10)
     used = (cpu_seconds(terminal.process.pid) - before) / (time.perf_counter() - idle)
-    terminal.close()
+    terminal.quit()
     return {"first paint, s": paint, "usable prompt, s": usable, "idle, share of a core": used}
 
 
-def endless() -> list[str]:
-    """Options for the embedded model with another end mark, so that its replies are as long as asked for."""
-    from mlx_emotion.models import embedded_path
-    from mlx_emotion.vectors import shipped_packs
-
-    folder = Path(os.environ["MLX_EMOTION_HOME"]) / "endless"
-    if not folder.exists():
-        shutil.copytree(embedded_path(), folder)
-        for name in ("config.json", "generation_config.json", "tokenizer_config.json"):
-            held = json.loads((folder / name).read_text())
-            held |= {"eos_token_id": 0} if "eos_token_id" in held else {"eos_token": "<|endoftext|>"}
-            (folder / name).write_text(json.dumps(held))
-    return ["--model", str(folder), "--vectors", str(shipped_packs() / "embedded-attention.safetensors"), "--force"]
-
-
 def latency() -> dict[str, float]:
-    """From a key to its paint, while a reply is being written."""
-    terminal = Terminal(*endless(), "--max-tokens", "300")
+    """From a key to its paint, while a reply is being written: the first key after Enter, and others."""
+    terminal = Terminal(*CHAT, *talker(), "--max-tokens", "300")
     terminal.until(b"4-bit")
-    times: list[float] = []
-    mark = "§"
-    while len(times) < 60:
+    first: list[float] = []
+    others: list[float] = []
+    while len(first) < 20:
         terminal.write("Tell me a long story.")
-        terminal.read(0.2)
+        terminal.rest(0.2)
         terminal.write("\r")
-        for _ in range(4):
-            terminal.seen = b""
+        for count in range(1, 5):
+            terminal.seen.clear()
             sent = time.perf_counter()
-            terminal.write(mark)
-            while mark.encode() not in terminal.seen:
-                terminal.read(0.001)
-            times.append(time.perf_counter() - sent)
-            rest = sent + 0.2
-            while time.perf_counter() < rest:
-                terminal.read(0.02)
+            terminal.write("§")
+            terminal.until(("§" * count).encode())
+            (first if count == 1 else others).append(time.perf_counter() - sent)
+            terminal.rest(sent + 0.2 - time.perf_counter())
         terminal.write("\x15\x1b")  # empties the line, ends the reply
-        rest = time.perf_counter() + 0.8
-        while time.perf_counter() < rest:
-            terminal.read(0.1)
-    terminal.close()
+        terminal.rest(0.8)
+    terminal.quit()
     return {
-        "key to paint, median, ms": 1e3 * statistics.median(times),
-        "p95, ms": 1e3 * sorted(times)[len(times) * 95 // 100],
+        "key to paint, median, ms": 1e3 * statistics.median(first + others),
+        "p95, ms": 1e3 * p95(first + others),
+        "p95, first after Enter, ms": 1e3 * p95(first),
+        "p95, others, ms": 1e3 * p95(others),
     }
 
 
 def replies() -> dict[str, float]:
-    """Replies of 300 tokens in the app and without it: the same messages, the same seed."""
+    """Replies of 300 tokens in the app and in ``--plain``, in turn: from Enter to the end that one sees."""
+    options = [*talker(), "--seed", "7", "--max-tokens", "300"]
+    app, plain = Terminal(*CHAT, *options), Terminal(*CHAT, "--plain", *options)
+    app.until(b"4-bit")
+    plain.until(b"neutral> ")
+
+    def wait(terminal: Terminal, prompt: str, *patterns: bytes) -> float:
+        terminal.write(prompt)
+        terminal.rest(0.5)
+        began = time.perf_counter()
+        terminal.write("\r")
+        for pattern in patterns:
+            terminal.seen.clear()
+            terminal.until(pattern)
+        seconds = time.perf_counter() - began
+        terminal.rest(0.5)  # what it paints after that is not the next one's
+        return seconds
+
+    took = []
+    for n, prompt in enumerate(PROMPTS * 2):
+        both = {}
+        for terminal in (app, plain) if n % 2 else (plain, app):
+            # While it speaks the header has both numbers, then the second alone.
+            patterns = (rb"\d tokens", rb"(?<!tokens) \xc2\xb7 \d+ tok/s") if terminal is app else (b"neutral> ",)
+            both[terminal] = wait(terminal, prompt, *patterns)
+        took.append((both[app], both[plain]))
+    app.quit()
+    plain.quit("\x04")
+    return {
+        "300 tokens in the app, s": statistics.median(a for a, _ in took),
+        "300 tokens plain, s": statistics.median(p for _, p in took),
+        "ratio, median": statistics.median(a / p for a, p in took),
+    }
+
+
+def dragging() -> dict[str, float]:
+    """How many tokens after a bar was moved the reply feels otherwise: by the app's event, and by the mouse's bytes."""
     from mlx_emotion import Store
 
-    options = endless()
-    terminal = Terminal(*options, "--seed", "7", "--max-tokens", "300")
+    log = Path(os.environ["MLX_EMOTION_HOME"]) / "tokens"
+    options = [*talker(), "--no-guard", "--max-tokens", "6000"]
+    terminal = Terminal(sys.executable, "-c", LOGGED, str(log), "chat", *options)
     terminal.until(b"4-bit")
-    store, messages = Store(), PROMPTS
-    before = {c.id for c in store.conversations()}
-    for count, prompt in enumerate(messages, start=1):
-        terminal.write(prompt)
-        terminal.read(0.2)
-        terminal.write("\r")
-        while True:
-            terminal.read(0.05)
-            found = [c for c in store.conversations() if c.id not in before]
-            done = [e.reply for e in store.exchanges(found[0].id) if e.reply] if found else []
-            if len(done) == count and done[-1].state != "writing":
-                break
-        rest = time.perf_counter() + 0.5  # until the app has painted the end, too
-        while time.perf_counter() < rest:
-            terminal.read(0.1)
+    terminal.write("Tell me a long story.\r")
+    terminal.until(rb"\d tokens")
+    sent = []
+
+    def spoken() -> int:
+        return log.read_bytes().count(b"\n")
+
+    for n in range(20):
+        before, column = spoken(), BAR + 3 * (n % 4)
+        sent.append(time.monotonic())
+        terminal.write(f"\x1b[<{32 if n % 4 else 0};{column};{ROW}M")  # pressed, then moved
+        while spoken() < before + 30 and time.monotonic() < sent[-1] + 60:  # each change has tokens of its own
+            terminal.rest(0.1)
+        if n % 4 == 3:
+            terminal.write(f"\x1b[<0;{column};{ROW}m")
+    terminal.quit()
+    rows = [line.split() for line in log.read_text().splitlines()]
+    came = [(float(at), int(index)) for at, index in rows if index != "moved"]
+    moved = [float(at) for at, index in rows if index == "moved"]
+    store = Store()
+    reply = store.exchanges(store.find().id)[-1].reply
+    store.close()
+    changes = [index for index, _ in reply.timeline[1:]]
+    if not len(changes) == len(moved) == len(sent):
+        raise SystemExit(f"{len(sent)} movements, {len(moved)} events and {len(changes)} changes of feeling")
+
+    def later(times: list[float]) -> list[int]:
+        """Tokens from the last one that had come at each of ``times`` to the change."""
+        return [change - max(i for at, i in came if at <= when) for change, when in zip(changes, times)]
+
+    return {
+        "tokens after the event, median": statistics.median(later(moved)),
+        "most": max(later(moved)),
+        "after the bytes, median": statistics.median(later(sent)),
+        "after the bytes, most": max(later(sent)),
+    }
+
+
+def killed() -> dict[str, str]:
+    """Whether a conversation is there after kill -9 in mid-reply, with what was said, marked as cut off."""
+    terminal = Terminal(*CHAT, *talker(), "--max-tokens", "6000")
+    terminal.until(b"4-bit")
+    terminal.write(f"{PROMPTS[0]}\r")
+    words = re.findall(r"[a-z]+", half_written(terminal).text)
+    terminal.kill()
     terminal.close()
-    in_app = [(r.tokens, r.tokens / r.tokens_per_second) for r in done if r.tokens_per_second]
-    code = (
-        "import sys, json, mlx_emotion\n"
-        "c = mlx_emotion.load(sys.argv[2], vectors=sys.argv[3], force=True).chat(max_tokens=300)\n"
-        "d = [list(c.stream(p, seed=7))[-1] for p in json.loads(sys.argv[1])]\n"
-        "print(json.dumps([[x.tokens, x.tokens / x.tokens_per_second] for x in d if x.tokens_per_second]))"
-    )
-    command = [sys.executable, "-c", code, json.dumps(messages), options[1], options[3]]
-    plain = json.loads(subprocess.check_output(command, text=True))
-    rate = [sum(s for _, s in rows) / sum(t for t, _ in rows) for rows in (in_app, plain)]
-    return {"300 tokens in the app, s": 300 * rate[0], "300 tokens plain, s": 300 * rate[1], "ratio": rate[0] / rate[1]}
+    terminal = Terminal(*CHAT, *talker(), "--resume")
+    terminal.until(b"4-bit")
+    terminal.rest(2)
+    there = all(text in terminal.painted for text in (PROMPTS[0], max(words[-8:], key=len), "cut off"))
+    terminal.quit()
+    return {"reopened after kill -9": "yes" if there else "no"}
 
 
 def comparing() -> dict[str, float]:
@@ -192,7 +223,7 @@ def comparing() -> dict[str, float]:
     tokens = 64
     chat = model.chat(max_tokens=tokens, temperature=0.6)
 
-    def endless(voice) -> None:  # equal lengths, so that equal work is compared
+    def unending(voice) -> None:  # equal lengths, so that equal work is compared
         voice.loaded.tokenizer._eos_token_ids = set()
 
     def plain(voice) -> float:
@@ -217,7 +248,7 @@ def comparing() -> dict[str, float]:
             pass
         return time.perf_counter() - began
 
-    model.run(endless)
+    model.run(unending)
     rounds = [(steered(), model.run(plain)) for _ in range(6)][1:]
     ours, theirs = (statistics.median(r[n] for r in rounds) for n in (0, 1))
     return {"feelings": len(chosen) + 1, "compare, s": ours, "batch_generate, s": theirs, "ratio": ours / theirs}
@@ -273,7 +304,7 @@ def long_conversation() -> dict[str, float]:
     return asyncio.run(run())
 
 
-PARTS = (start, latency, replies, comparing, long_conversation)
+PARTS = (start, latency, replies, dragging, killed, comparing, long_conversation)
 
 
 def main() -> None:
@@ -281,7 +312,7 @@ def main() -> None:
     parser.add_argument("--only", choices=[w.__name__ for w in PARTS], help="One part alone.")
     parser.add_argument("--json", metavar="FILE", help="Also write the numbers there.")
     options = parser.parse_args()
-    found: dict[str, dict[str, float]] = {}
+    found: dict[str, dict[str, float] | dict[str, str]] = {}
     with tempfile.TemporaryDirectory() as home:
         os.environ.setdefault("MLX_EMOTION_HOME", home)
         for work in PARTS:
@@ -289,7 +320,8 @@ def main() -> None:
                 continue
             found[work.__name__] = work()
             for name, value in found[work.__name__].items():
-                print(f"{work.__name__:20}{name:30}{value:.3g}", flush=True)
+                shown = value if isinstance(value, str) else f"{value:.3g}"
+                print(f"{work.__name__:20}{name:32}{shown}", flush=True)
     if options.json:
         Path(options.json).write_text(json.dumps(found, indent=1) + "\n")
 

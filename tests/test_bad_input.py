@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+import struct
 
 import numpy as np
 import pytest
 
 from mlx_emotion.cli import main
+from mlx_emotion.errors import ModelError
 from mlx_emotion.models import identify
 from mlx_emotion.vectors import PackInfo
 
@@ -69,6 +71,26 @@ def test_a_model_folder_that_is_broken(name, content, told, refused, copy):
     line = refused("generate", "hi", "-m", copy)
     assert str(copy) in line
     assert told in line
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "[" * 200_000,
+        f'{{"a": {{"dtype": "F32", "shape": [1], "data_offsets": [{1 << 70}, {1 << 71}]}}}}',
+        '{"a": {"dtype": "F32", "shape": [1], "data_offsets": ["x", 4]}}',
+        '{"a": 1}',
+    ],
+    ids=["nested", "far", "text", "number"],
+)
+def test_a_header_that_is_hostile(header, refused, copy):
+    path = copy / "model.safetensors"
+    path.write_bytes(struct.pack("<Q", len(header)) + header.encode())
+    told = f"{path}: its safetensors header is corrupt"
+    assert told in refused("generate", "hi", "-m", copy)
+    with pytest.raises(ModelError) as caught:  # what `models` and `vectors check` ask
+        identify(str(copy))
+    assert str(caught.value) == told
 
 
 @pytest.mark.parametrize(

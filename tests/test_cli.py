@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import mlx_emotion
+from mlx_emotion import calibration
 from mlx_emotion.cli import main
 from mlx_emotion.cli.options import one_line
 from mlx_emotion.vectors import EmotionVectors, PackInfo
@@ -56,6 +57,22 @@ def test_importing_the_library_imports_nothing_heavy():
     assert subprocess.run([sys.executable, "-c", probe]).returncode == 0
 
 
+@pytest.mark.parametrize("arguments", [[], ["vectors"], ["queries"]])
+def test_without_a_command_there_is_help(arguments, capsys):
+    assert main(arguments) == 0
+    captured = capsys.readouterr()
+    assert captured.out.startswith("Usage: mlx-emotion")
+    assert captured.err == ""
+
+
+def test_the_sites_are_the_library_s():
+    from mlx_emotion.cli.options import SITES
+    from mlx_emotion.steering import SITES as tapped
+    from mlx_emotion.vectors.pack import SITES as packed
+
+    assert SITES == tapped == packed
+
+
 @pytest.mark.parametrize("name", ["chat", "generate", "extract", "calibrate", "vectors", "models", "doctor", "paths"])
 def test_every_command_has_help(name, capsys):
     assert main([name, "--help"]) == 0
@@ -86,6 +103,8 @@ WRONG = [
     (["generate", "hi", "--emotion", "feer"], 2, "did you mean 'fear'"),
     (["generate", "hi", "--emotion", "fear:2"], 2, "intensity of fear is 2, wanted 0 to 1.5"),
     (["generate", "hi", "--emotion", "fear;joy"], 2, "unknown emotion|cannot read"),
+    (["generate", "hi", "--scale", "2"], 2, "--scale says how strong, not what"),
+    (["generate", "hi", "--scale", "2", "-e", "fear:0"], 2, "--scale says how strong, not what"),
     (["generate", "hi", "--temp", "-1"], 2, "temperature is -1"),
     (["generate", "hi", "--temp", "warm"], 2, "not a valid float"),
     (["generate", "hi", "--max-tokens", "0"], 2, "max-tokens is 0"),
@@ -194,6 +213,17 @@ def test_save_writes_the_conversation(chat, tmp_path):
     assert chat(f"hello\n/save {path}\n", "--max-tokens", "5")[0] == 0
     saved = json.loads(path.read_text())
     assert [m["role"] for m in saved["messages"]] == ["user", "assistant"]
+    status, _, err = chat(f"/save {path}\n")
+    assert (status, err) == (2, f"mlx-emotion: {path} is there already; give another name\n")
+    assert json.loads(path.read_text()) == saved
+
+
+def test_again_with_a_seed_is_another_answer_and_the_same_every_time(chat):
+    lines = "hello\n/again\n/again\nhello\n"
+    first, second = (chat(lines, "--seed", "7", "--max-tokens", "12", "--temp", "2")[1] for _ in range(2))
+    assert first == second
+    answers = first.split("\n")
+    assert len(set(answers[:3])) == 3
 
 
 def test_what_is_shown_keeps_its_characters_and_moves_nothing():
@@ -224,7 +254,24 @@ def test_interrupted_generation_ends_with_130(tiny_model_path):
     assert b"Traceback" not in errors
 
 
-def test_extract_calibrate_list_show_check(tiny_model_path, tmp_path, capsys):
+def test_a_place_for_the_pack_that_cannot_be_is_told_first(tiny_model_path, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    for place, told in ((tmp_path, "it is a folder"), (tmp_path / "file" / "p.safetensors", "")):
+        assert main(["extract", "--model", str(tiny_model_path), "--output", str(place)]) == 1
+        err = capsys.readouterr().err
+        assert err.startswith(f"mlx-emotion: cannot write {place}: {told}")
+        assert len(err.splitlines()) == 1
+
+
+def test_a_pack_is_checked_against_what_is_on_the_machine(pack, capsys):
+    assert main(["vectors", "check", str(pack), "--model", "some/model-not-cached"]) == 1
+    assert "some/model-not-cached is not cached on this machine, and nothing is downloaded" in capsys.readouterr().err
+
+
+def test_extract_calibrate_list_show_check(tiny_model_path, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(calibration, "PROMPTS", 4)
+    monkeypatch.setattr(calibration, "MAX_TOKENS", 16)
+    monkeypatch.setattr(calibration, "STEPS", 1)
     queries = tmp_path / "q.json"
     queries.write_text(json.dumps({"fear": ["who is there", "what was that"], "joy": ["we won", "look here"]}))
     model = ["--model", str(tiny_model_path)]
@@ -279,6 +326,12 @@ def test_of_the_cache_only_whole_chat_models_are_offered(tiny_model_path, tmp_pa
     assert [m["model"] for m in json.loads(shown.stdout)] == ["embedded", "me/odd", "me/whole"]
     assert "me/half: 1 of its weight files are not here (model-00001-of-00002.safetensors)" in shown.stderr
     assert "me/reader: mlx-lm has no chat model of the kind bert" in shown.stderr
+    # Not a look at the hub, for a model that is whole.
+    environment |= {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9"}
+    answered = run("generate", "hi", "--model", "me/whole", "--max-tokens", "3", "--json")
+    assert answered.returncode == 0, answered.stderr
+    assert json.loads(answered.stdout)["model"] == "me/whole"
+    environment["HF_HUB_OFFLINE"] = "1"
     refused = run("generate", "hi", "--model", "me/half")
     assert refused.returncode == 1
     assert "me/half is only partly cached on this machine and HF_HUB_OFFLINE is set" in refused.stderr

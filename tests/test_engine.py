@@ -86,6 +86,41 @@ def test_an_exception_of_the_work_is_raised_in_the_reader(engine):
     assert engine.run(lambda: 7) == 7
 
 
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (MemoryError("std::bad_alloc"), "out of memory: std::bad_alloc; a smaller model"),
+        (MemoryError(), "out of memory; a smaller model"),
+        (RuntimeError("[METAL] Command buffer execution failed: Insufficient Memory\nmore"), "Insufficient Memory; a"),
+        (RuntimeError("cudaMallocAsync(&data, size) failed: out of memory"), "MLX failed: cudaMalloc"),
+        (RuntimeError("There is no Stream(gpu, 0) in current thread."), "MLX failed: There is no Stream"),
+    ],
+)
+def test_what_mlx_raises_is_told_in_one_line(engine, error, says):
+    def work():
+        raise error
+        yield
+
+    for asked in (lambda: engine.run(next, work()), lambda: list(engine.stream(work))):
+        with pytest.raises(MLXEmotionError) as caught:
+            asked()
+        assert says in str(caught.value)
+        assert "\n" not in str(caught.value)
+        assert caught.value.__cause__ is error
+
+
+@pytest.mark.parametrize(
+    "error", [TypeError("x"), NotImplementedError("[x]"), RuntimeError("changed size"), OSError(5)]
+)
+def test_a_fault_of_a_program_stays_as_it_is(engine, error):
+    def work():
+        raise error
+
+    with pytest.raises(type(error)) as caught:
+        engine.run(work)
+    assert caught.value is error
+
+
 def test_a_closed_engine_says_so(engine):
     assert engine.run(lambda: 1) == 1
     engine.close()

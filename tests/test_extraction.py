@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 import mlx_emotion
+from mlx_emotion import extraction as extraction_module
 from mlx_emotion.batch import Job, run_batch
-from mlx_emotion.errors import Interrupted, QueryError, UsageError
+from mlx_emotion.errors import ExtractionError, Interrupted, QueryError, UsageError
 from mlx_emotion.extraction import Extraction, Plan
 from mlx_emotion.files import extraction_folder
 from mlx_emotion.vectors import EmotionVectors
@@ -105,6 +106,78 @@ def test_interrupted_extraction_goes_on_and_ends_the_same(model):
     for name in pack:
         np.testing.assert_allclose(pack[name], whole[name], atol=1e-4)
     assert not any(extraction_folder().iterdir())
+
+
+def test_going_on_with_the_emotions_in_another_order_mixes_nothing_up(model):
+    whole = mlx_emotion.extract(model, queries=QUERIES, max_tokens=12, batch_size=2, keep_samples=True)
+    turned = Plan.make(queries=dict(reversed(QUERIES.items())), max_tokens=12, keep_samples=True)
+
+    def work(voice):
+        done = []
+        with pytest.raises(Interrupted):
+            Extraction(voice, plan(keep_samples=True), batch_size=2, restart=True).run(
+                lambda p: done.append(p.done), lambda: len(done) >= 6
+            )
+        extraction = Extraction(voice, turned, batch_size=2)
+        return extraction.resumed, extraction.run()
+
+    resumed, pack = model.run(work)
+    assert resumed >= 4
+    for name in QUERIES:
+        np.testing.assert_allclose(pack[name], whole[name], atol=1e-4)
+        np.testing.assert_allclose(pack.samples[name], whole.samples[name], atol=1e-2)
+
+
+def test_an_empty_answer_is_done_too(model):
+    def work(voice):
+        extraction = Extraction(voice, plan(), batch_size=2, restart=True)
+        extraction.state.done["fear"], extraction.state.empty["fear"] = [0], [1]
+        return extraction.resumed
+
+    assert model.run(work) == 4
+
+
+def test_a_full_disk_is_one_line_and_the_same_command_goes_on(model, monkeypatch):
+    from safetensors import numpy as written
+
+    monkeypatch.setattr(extraction_module, "SAVE_SECONDS", 0.0)
+    save, calls = written.save_file, []
+
+    def full(*arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            raise OSError(28, "No space left on device")
+        save(*arguments)
+
+    monkeypatch.setattr(written, "save_file", full)
+    with pytest.raises(ExtractionError, match="No space left on device") as caught:
+        model.run(lambda voice: Extraction(voice, plan(), batch_size=2, restart=True).run())
+    assert "\n" not in str(caught.value)
+    assert model.run(lambda voice: Extraction(voice, plan(), batch_size=2).resumed) == 4
+    assert set(model.run(lambda voice: Extraction(voice, plan(), batch_size=2).run())) == set(QUERIES)
+
+
+PROGRAM = """
+import sys, mlx_emotion
+from mlx_emotion import extraction
+extraction.SAVE_SECONDS = 0.0
+plan = extraction.Plan.make(queries={"fear": [f"question number {n}" for n in range(24)]}, max_tokens=12)
+model = mlx_emotion.load(sys.argv[1])
+model.run(lambda voice: extraction.Extraction(voice, plan, 4).run(lambda p: print(p.done, flush=True)))
+"""
+
+
+def test_a_kill_loses_only_what_was_in_flight(model, tiny_model_path):
+    process = subprocess.Popen([sys.executable, "-c", PROGRAM, str(tiny_model_path)], stdout=subprocess.PIPE, text=True)
+    seen = 0
+    while seen < 20 and (line := process.stdout.readline()):
+        seen = int(line)
+    process.kill()
+    rest, _ = process.communicate()
+    seen = max([seen, *(int(n) for n in rest.split("\n")[:-1])])
+    assert seen >= 20
+    same = Plan.make(queries={"fear": [f"question number {n}" for n in range(24)]}, max_tokens=12)
+    assert model.run(lambda voice: Extraction(voice, same, 4).resumed) >= seen - 4
 
 
 def test_other_settings_are_another_extraction(model):

@@ -1,5 +1,7 @@
 """Loading: what is done with the weights."""
 
+import json
+
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
@@ -7,6 +9,9 @@ import pytest
 
 import mlx_emotion
 from mlx_emotion import models
+from mlx_emotion.cli import main
+from mlx_emotion.engine import shared
+from tests.conftest import make_tokenizer
 
 on_cpu = mx.default_device() == mx.Device(mx.cpu)
 
@@ -29,6 +34,29 @@ def test_on_a_cpu_a_small_models_weights_are_unpacked_and_say_the_same(tiny_mode
     packed, kinds = logits_and_kinds(tiny_model_path)
     assert nn.QuantizedLinear in kinds
     np.testing.assert_allclose(plain, packed, rtol=1e-4, atol=1e-4)
+
+
+def test_a_model_without_attention_says_which_site_to_take(tmp_path, capsys):
+    from mlx.utils import tree_flatten
+    from mlx_lm.models.mamba import Model, ModelArgs
+
+    config = {
+        "model_type": "mamba", "vocab_size": make_tokenizer(tmp_path), "hidden_size": 32, "intermediate_size": 64,
+        "state_size": 4, "num_hidden_layers": 2, "conv_kernel": 4, "use_bias": False, "use_conv_bias": True,
+        "time_step_rank": 4,
+    }  # fmt: skip
+
+    def write():
+        weights = dict(tree_flatten(Model(ModelArgs.from_dict(config)).parameters()))
+        mx.save_safetensors(str(tmp_path / "model.safetensors"), weights, {"format": "mlx"})
+
+    shared().run(write)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    ask = ["generate", "hi", "--model", str(tmp_path), "--max-tokens", "3"]
+    assert main([*ask, "--site", "attention"]) == 1
+    err = capsys.readouterr().err
+    assert err == "mlx-emotion: this model has no attention layers; use --site residual\n"
+    assert main([*ask, "--site", "residual"]) == 0
 
 
 def test_the_quantisation_is_told_either_way(tiny_model_path):

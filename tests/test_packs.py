@@ -120,6 +120,24 @@ def test_wrong_metadata(tmp_path, change, says):
         read_info(path)
 
 
+def test_every_wrong_field_is_told_at_once():
+    data = json.loads(make().info.to_json())
+    data |= {"site": "mlp", "base_scale": 10**400, "method": 5}
+    data["model"]["width"] = "8"
+    data["emotions"]["fear"] = {"count": "x", "colour": 7, "valence": 3, "instructions": "y"}
+    with pytest.raises(ValueError, match="site 'mlp'") as caught:
+        PackInfo.from_json(json.dumps(data))
+    for told in (
+        "base_scale is 1",
+        "field method is 5",
+        "field model.width is '8'",
+        "count of fear",
+        "valence of fear",
+    ):
+        assert told in str(caught.value)
+    assert str(caught.value).endswith("; and 1 more")
+
+
 @pytest.mark.parametrize(
     ("value", "says"),
     [(np.full((3, 8), np.nan), "not finite"), (np.zeros((3, 8)), "all zero"), (np.ones((3, 9)), "shape")],

@@ -8,7 +8,7 @@ import pytest
 import mlx_emotion
 from mlx_emotion import Done, FeelingChanged, GuardTripped, Reading, Token
 from mlx_emotion.errors import UsageError
-from mlx_emotion.readout import Projector
+from mlx_emotion.readout import Projector, PromptReader
 from mlx_emotion.vectors import EmotionVectors, PackInfo
 
 LIMITS = {"temperature": 0.0, "max_tokens": 12}
@@ -206,3 +206,56 @@ def test_options_change_by_name(model):
     assert events(chat, "hello", seed=1)[-1].tokens <= 3
     with pytest.raises(UsageError, match="unknown option colour"):
         chat.change(colour="red")
+
+
+@pytest.mark.parametrize("text", ["a", "assistant", "user", "hello", "it is\n\nlate"])
+@pytest.mark.parametrize("fast", [True, False])
+def test_the_text_is_read_where_it_stands(model, text, fast, monkeypatch):
+    """Not in the frame around it, which may hold the same letters."""
+
+    def work(voice):
+        tokenizer = voice.loaded.tokenizer
+        if not fast:
+            monkeypatch.setattr(type(tokenizer), "is_fast", False, raising=False)
+        reader = PromptReader(voice)
+        ids, inside = reader._layout(text)
+        monkeypatch.undo()
+        return ids, inside, tokenizer.decode(ids[: inside.start]), reader.read(text).tokens
+
+    ids, inside, before, tokens = model.run(work)
+    assert before == "<|im_start|>user\n"
+    assert len(ids[inside]) == len(text)  # a byte a token
+    assert "".join(tokens) == text
+
+
+def test_a_text_that_the_template_changes_is_refused(model, monkeypatch):
+    def work(voice):
+        reader = PromptReader(voice)
+        render = voice.loaded.template.render
+        monkeypatch.setattr(voice.loaded.template, "render", lambda m: render(m).replace("lo", "LO"))
+        with pytest.raises(UsageError, match="changes the text"):
+            reader.read("hello")
+        monkeypatch.undo()
+
+    model.run(work)
+
+
+@pytest.mark.parametrize("name", ["vicuna", "qwen", "baichuan2-7b"])
+def test_a_text_is_read_whole_whatever_the_tokenizer(paper_model, name):
+    """Sentencepiece puts a blank in front of what it is given, and may join tokens across the seams."""
+    model = mlx_emotion.load(str(paper_model(name)))
+    rng = np.random.default_rng(3)
+    identity = model.identity
+    vectors = {"fear": rng.standard_normal((identity.layers, identity.width))}
+    info = PackInfo(identity, "attention", {"fear": {"instructions": [], "count": 1, "scale": 1.0}})
+    model.use(EmotionVectors(vectors, info))
+
+    def work(voice):
+        template = voice.loaded.template
+        reader = PromptReader(voice)
+        whole = template.encode(template.render([{"role": "user", "content": "assistant"}]))
+        return reader._layout("assistant"), whole, reader.read("assistant").tokens
+
+    (ids, _), whole, tokens = model.run(work)
+    assert ids == whole
+    assert "".join(tokens).strip() == "assistant"

@@ -1,11 +1,15 @@
 """Conversations on a tiny random model: cache, change of feeling, history, guard, stop, seeds."""
 
+import copy
+
 import numpy as np
 import pytest
 
 import mlx_emotion
-from mlx_emotion.errors import MLXEmotionError, PackError, UsageError
+from mlx_emotion.errors import MLXEmotionError, ModelError, PackError, UsageError
 from mlx_emotion.events import Done, FeelingChanged, GuardTripped, Token
+from mlx_emotion.files import extraction_folder
+from mlx_emotion.session import Session
 from mlx_emotion.vectors import EmotionVectors, PackInfo
 
 
@@ -25,6 +29,23 @@ def say(chat, text, **options):
     assert isinstance(events[-1], Done)
     assert "".join(e.text for e in events if isinstance(e, Token)).strip() == events[-1].text
     return events
+
+
+def check_afresh(chat):
+    """The last reply, at temperature 0, and the cache after it are as if nothing had been in the cache before."""
+    session = chat._session
+
+    def work(voice):
+        import mlx.core as mx
+
+        fresh = Session(voice, session.feeling, session.options)
+        fresh.turns = copy.deepcopy(session.turns)
+        list(fresh.again(1))
+        assert fresh.turns[-1].tokens == session.turns[-1].tokens
+        logits = [np.array(voice.model(mx.array([[50]]), cache=s._cache)) for s in (session, fresh)]
+        np.testing.assert_allclose(*logits, rtol=1e-3, atol=1e-3 * np.abs(logits[1]).max())
+
+    chat._model.run(work)
 
 
 def test_same_seed_same_text_other_seed_other_text(model):
@@ -61,6 +82,36 @@ def test_a_closed_model_refuses_also_where_it_was_given_another_pack(tiny_model_
     ):
         with pytest.raises(MLXEmotionError, match="was closed"):
             asked()
+
+
+def test_a_model_closed_between_two_tokens_says_no_more(tiny_model_path):
+    closing = mlx_emotion.load(str(tiny_model_path))
+    stream = closing.chat(max_tokens=20).stream("hello", seed=1)
+    next(stream)
+    closing.close()
+    with pytest.raises(ModelError, match="was closed"):
+        list(stream)
+
+
+def test_a_half_read_reply_is_left_alone(model):
+    chat = model.chat("fear", temperature=0, max_tokens=12)
+    say(chat, "hello")
+    stream = chat.stream("and again")
+    said = next(stream).text
+    for asked in (
+        chat.reset,
+        chat.drop,
+        lambda: chat.add("hi", "hello"),
+        lambda: list(chat.compare("hello", ["fear"])),
+        lambda: list(chat.again()),
+    ):
+        with pytest.raises(UsageError, match="still being written"):
+            asked()
+    said += "".join(e.text for e in stream if isinstance(e, Token))
+    assert chat.messages[-1]["content"] == said.strip()
+    say(chat, "more")
+    check_afresh(chat)
+    chat.reset()
 
 
 def test_a_comparison_checks_what_it_is_given(model):
@@ -124,10 +175,10 @@ def test_a_change_is_visible_two_tokens_later(model):
 def test_refeel_is_as_if_it_had_been_felt_all_along(model):
     """After refeel, the next reply equals that of a conversation with the same text under the new feeling."""
     refelt = model.chat("fear", history="refeel", temperature=0, max_tokens=10)
-    say(refelt, "hello there")
+    first = say(refelt, "hello there")[-1]
     refelt.feel("joy")
     reply = say(refelt, "and again")[-1]
-    assert reply.prefilled == reply.prompt_tokens
+    assert reply.prefilled == reply.prompt_tokens - (first.prompt_tokens - 1)  # what was never felt is kept
 
     kept = model.chat("fear", history="keep", temperature=0, max_tokens=10)
     say(kept, "hello there")
@@ -149,9 +200,11 @@ def test_refeel_computes_anew_what_was_felt_otherwise_within_a_reply(model):
     for n, event in enumerate(chat.stream("hello", seed=1)):
         if isinstance(event, Token) and n == 2:
             chat.feel("joy")
+        elif isinstance(event, FeelingChanged):
+            changed = event
     chat.feel("fear")
     second = say(chat, "and again", seed=1)[-1]
-    assert second.prefilled == second.prompt_tokens
+    assert second.prefilled == second.prompt_tokens - event.prompt_tokens - changed.index
     third = say(chat, "and again", seed=1)[-1]
     assert third.prefilled < third.prompt_tokens
 
@@ -180,6 +233,105 @@ def test_again_equals_a_fresh_reply_in_a_long_conversation(model, positions):
         return list(chat.again(feeling_of_last))[-1] if redo else last
 
     assert talk("fear:0.5", True).text == talk("fear:0.5", False).text
+
+
+@pytest.mark.parametrize("positions", ["response", "all"])
+def test_what_was_said_stays_as_it_was_felt_without_the_cache_too(model, positions):
+    def talk(forget):
+        chat = model.chat("fear", positions=positions, temperature=0, max_tokens=10)
+        for feeling in ("joy", "fear:0.3", "joy:1.5"):
+            last = say(chat, "hello there")[-1]
+            chat.feel(feeling)
+            if forget:
+                chat._session._forget_cache()
+        return last.text
+
+    assert talk(True) == talk(False)
+
+
+def test_positions_all_begin_after_the_end_mark_of_the_reply_before(model):
+    """So does a comparison."""
+    chat = model.chat("fear", positions="all", temperature=0, max_tokens=6)
+    chat.add("hello", "hi there", [(0, "fear")])
+    assert chat._session.turns[0].ended
+    chat.feel("joy")
+    done = next(a.event for a in chat.compare("and again", ["joy"]) if isinstance(a.event, Done))
+    assert say(chat, "and again")[-1].text == done.text
+    spans = chat._session._cache[-1].rows[0].spans
+    assert [b for _, b, _ in spans[:-1]][-1] == spans[-1][0]
+
+
+@pytest.mark.parametrize("to", ["response", "all"])
+def test_other_positions_are_computed_anew(model, to):
+    chat = model.chat("fear", positions="all" if to == "response" else "response", temperature=0, max_tokens=8)
+    say(chat, "hello there")
+    chat.change(positions=to)
+    say(chat, "and again")
+    check_afresh(chat)
+
+
+def test_what_is_told_to_have_been_felt_otherwise_is_computed_anew(model):
+    chat = model.chat("fear", temperature=0, max_tokens=8)
+    say(chat, "hello")
+    first = say(chat, "who is there")[-1]
+    chat.drop()
+    chat.add("who is there", first.text, [(0, "joy:1.5")])
+    done = say(chat, "and again")[-1]
+    assert done.prefilled == done.prompt_tokens - (first.prompt_tokens - 1)
+    check_afresh(chat)
+
+
+def test_a_pass_that_failed_leaves_nothing_in_the_cache(model, monkeypatch):
+    import mlx.core as mx
+    import mlx_lm
+
+    def breaks(model, _, prompt, prompt_cache, **__):
+        mx.eval(model(mx.array([prompt[:5]]), cache=prompt_cache))
+        raise RuntimeError("[METAL] Command buffer execution failed: Insufficient Memory\n(00000008)")
+        yield
+
+    chat = model.chat("fear", temperature=0, max_tokens=8)
+    for _ in range(2):
+        with monkeypatch.context() as patch:
+            patch.setattr(mlx_lm, "stream_generate", breaks)
+            with pytest.raises(MLXEmotionError, match=r"^MLX failed: .*Insufficient Memory; [^\n]*$"):
+                list(chat.stream("hello there"))
+        chat.drop()
+        say(chat, "hello there")
+    check_afresh(chat)
+
+
+def test_stopped_before_it_begins_a_reply_reads_nothing(model):
+    chat = model.chat(max_tokens=8)
+    stream = chat.stream("hello")
+    chat.stop()
+    (done,) = list(stream)
+    assert (done.finish_reason, done.tokens, done.prefilled, done.text) == ("cancelled", 0, 0, "")
+    assert say(chat, "and now", seed=1)[-1].tokens
+    one, two = chat.stream("one", seed=1), chat.stream("two", seed=1)
+    assert all(list(s)[-1].finish_reason != "cancelled" for s in (one, two))
+
+
+def test_stopped_while_the_prompt_is_read_what_was_read_is_kept(model, monkeypatch):
+    import mlx_lm
+
+    chat = model.chat("fear", temperature=0, max_tokens=8)
+    original = mlx_lm.stream_generate
+
+    def in_small_pieces(*args, prompt_progress_callback, **options):
+        def told(done, total):
+            if done >= 8:
+                chat.stop()
+            prompt_progress_callback(done, total)
+
+        return original(*args, prompt_progress_callback=told, prefill_step_size=4, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mlx_lm, "stream_generate", in_small_pieces)
+        done = list(chat.stream("hello there, who is it"))[-1]
+    assert (done.finish_reason, done.tokens, done.prefilled) == ("cancelled", 0, 8)
+    assert list(chat.again())[-1].prefilled == done.prompt_tokens - 8
+    check_afresh(chat)
 
 
 def test_stop_keeps_what_came_and_the_conversation_goes_on(model):
@@ -230,6 +382,22 @@ def test_old_turns_leave_when_the_context_is_full(model):
         longest = max(longest, done.prompt_tokens)
     assert longest <= model._voice.loaded.context
     assert len(chat.messages) == 24
+
+
+def test_a_reply_ends_where_the_context_does(model):
+    context = model._voice.loaded.context
+    frame = model.generate("x", max_tokens=1).prompt_tokens - 1
+    text = "x" * (context - frame - 4)
+    chat = model.chat(max_tokens=50, temperature=0)
+    compared = [a.event for a in chat.compare(text, ["neutral"]) if isinstance(a.event, Done)]
+    for done in (*compared, say(chat, text)[-1]):
+        assert (done.finish_reason, done.tokens) == ("length", 4)
+
+
+def test_a_finished_extraction_leaves_nothing_to_go_on_from(model):
+    pack = mlx_emotion.extract(model, queries={"fear": ["who is there"]}, max_tokens=4, keep_samples=True)
+    assert not list(extraction_folder().iterdir())
+    assert pack.samples["fear"].shape[0] == 1
 
 
 @pytest.mark.parametrize(

@@ -224,6 +224,50 @@ def test_a_second_tapping_is_refused(tiny_model_path):
     body()
 
 
+def test_rows_are_the_same_until_they_steer_otherwise(model):
+    @on_engine
+    def body():
+        taps = model._voice.taps
+        fear, also, joy = (taps.dose(random_vector(model._voice, seed)) for seed in (1, 1, 2))
+        one = Row([(2, 5, fear), (5, 8, None), (9, None, joy)])
+        for spans, position in (
+            ([(2, 4, fear), (4, 5, also), (9, None, joy)], 20),  # cut and written otherwise, but the same
+            ([(2, 5, joy), (9, None, joy)], 2),
+            ([(3, 5, fear), (9, None, joy)], 2),
+            ([(2, 6, fear), (9, None, joy)], 5),
+            ([(2, 5, fear), (9, 12, joy)], 12),
+            ([(2, 5, fear)], 9),
+            ([], 2),
+        ):
+            assert one.same_until(Row(spans), 20) == Row(spans).same_until(one, 20) == position
+            assert one.same_until(Row(spans), 1) == 1
+
+    body()
+
+
+def test_no_pass_goes_unsteered_because_the_taps_are_off(tiny_model_path):
+    @on_engine
+    def body():
+        import mlx.core as mx
+
+        loaded = load_model(str(tiny_model_path))
+        taps = Taps(loaded.model).attach()
+        taps.self_test()
+        model, tokens = SteerableModel(taps), mx.array([PROMPT])
+        dose = taps.dose(np.ones((taps.count, taps.width), np.float32))
+        taps.remove()
+        plain = model(tokens, cache=model.cache(Row()))
+        assert mx.array_equal(plain, loaded.model(tokens)).item()
+        with pytest.raises(ModelError, match="taps were removed"):
+            model(tokens, cache=model.cache(Row.steered(dose)))
+        taps.attach()
+        taps.closed = True
+        with pytest.raises(ModelError, match="was closed"):
+            model(tokens, cache=model.cache(Row()))
+
+    body()
+
+
 def test_taps_come_off_after_an_exception(tiny_model_path):
     @on_engine
     def body():

@@ -51,18 +51,83 @@ def test_what_is_added_is_read_back(store, tmp_path):
     other.close()
 
 
-def test_a_reply_grows_in_place_and_the_newest_is_chosen(store):
+def test_a_reply_grows_in_place_and_the_one_that_was_chosen_counts(store):
     id_ = store.create("m")
     first = Reply(state="writing")
     exchange = Exchange("hi").with_reply(first)
     store.add(id_, exchange)
     store.save_reply(exchange, replace(first, text="Hel"))
-    store.save_reply(exchange, replace(first, text="Hello", state="stop"))
     second = Reply(text="Hey", state="stop")
-    store.save_reply(exchange, second)
+    store.choose(id_, exchange, second)
+    store.save_reply(exchange, replace(first, text="Hello", state="stop"))
     (found,) = store.exchanges(id_)
     assert [r.text for r in found.replies] == ["Hello", "Hey"]
     assert found.reply == second
+
+
+def test_a_reply_made_again_is_a_change_of_the_conversation(store, tmp_path):
+    id_, exchange = store.create("m"), Exchange("one").with_reply(Reply(text="yes", state="stop"))
+    store.add(id_, exchange)
+    other = Store(tmp_path / "c.sqlite3")
+    other.exchanges(id_)
+    store.choose(id_, exchange, Reply())
+    with pytest.raises(Conflict):
+        other.add(id_, Exchange("two"))
+    with pytest.raises(Conflict):
+        other.choose(id_, exchange, Reply(text="no"))
+    assert len(store.exchanges(id_)[0].replies) == 2
+    other.close()
+
+
+def test_another_windows_reply_grows_and_takes_no_choice_back(store, tmp_path):
+    id_, growing = store.create("m"), Reply("half a", state="writing")
+    exchange = Exchange("one").with_reply(growing)
+    store.add(id_, exchange)
+    other = Store(tmp_path / "c.sqlite3")
+    (seen,) = other.exchanges(id_)
+    mine = Reply("mine", state="stop")
+    other.choose(id_, seen, mine)
+    store.save_reply(exchange, replace(growing, text="half a loaf", state="stop"))
+    assert other.exchanges(id_)[0].reply == mine
+    other.choose(id_, seen, seen.reply)  # as it was read, before it had grown
+    assert other.exchanges(id_)[0].reply.text == "half a loaf"
+    with pytest.raises(Conflict):
+        store.add(id_, Exchange("two"))
+    other.close()
+
+
+def test_of_replies_without_a_choice_the_first_that_says_something_counts(store):
+    id_ = store.create("m", "t")
+    empty, said, other = Reply(), Reply("a", state="stop"), Reply("b", state="stop")
+    store.add(id_, Exchange("one", (empty, said, other)))
+    (found,) = store.exchanges(id_)
+    assert found.undecided
+    assert (found.reply, found.chosen) == (said, None)
+    assert "neutral (the first of 3; none was chosen)\n\na\n" in markdown(store.export(id_))
+    assert not Exchange("one").undecided
+    assert Exchange("one").reply is None
+
+
+def test_a_conversation_is_begun_as_a_whole_or_not_at_all(store, monkeypatch):
+    first, second = Exchange("one").with_reply(FULL), Exchange("two")
+    insert = store._insert
+
+    def full_at_the_second(db, id_, exchange):
+        if exchange is second:
+            raise StoreError("the disk is full")
+        insert(db, id_, exchange)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "_insert", full_at_the_second)
+        with pytest.raises(StoreError, match="full"):
+            store.fork("m", "copy", [first], second)
+    assert store.conversations() == []
+    id_ = store.fork("m", "", [first], second)
+    copied, added = store.exchanges(id_)
+    assert (copied.user, copied.reply.text, added) == ("one", FULL.text, second)
+    assert copied.id != first.id
+    assert store.find().title == "one"
+    store.add(id_, Exchange("three"))
 
 
 def test_a_dropped_exchange_is_gone_from_the_conversation(store):
@@ -224,14 +289,55 @@ def changed(data: dict, place: str, value: object) -> dict:
         ("exchange/user", 3, "'user' of exchange 0 is int"),
         ("exchange/reply/state", "x", "state of reply 0 of exchange 0"),
         ("exchange/reply/timeline", [1], "timeline of reply 0"),
+        ("exchange/reply/timeline", [[2**63, "joy"]], "timeline of reply 0"),
+        ("exchange/reply/timeline", [[0, "\ud800"]], "timeline of reply 0"),
+        ("exchange/reply/tokens", 1e30, "'tokens' of reply 0 of exchange 0 is float"),
+        ("exchange/reply/tokens", True, "'tokens' of reply 0 of exchange 0 is bool"),
+        ("exchange/reply/seed", 2**63, "'seed' of reply 0 of exchange 0 is too large"),
+        ("exchange/reply/tokens_per_second", float("nan"), "'tokens_per_second' of reply 0 of exchange 0 is no number"),
+        ("exchange/reply/text", "\ud800", "'text' of reply 0 of exchange 0 has a character that is not Unicode"),
+        ("exchange/user", "a\udfff", "'user' of exchange 0 has a character that is not Unicode"),
+        ("title", "\ud800", "'title' of the file has a character that is not Unicode"),
+        ("version", True, "'version' of the file is bool"),
     ],
 )
 def test_a_wrong_import_is_one_line_and_stores_nothing(store, place, value, told):
     id_ = store.create("m", "t")
     store.add(id_, Exchange("hi").with_reply(FULL))
     data = json.loads(json.dumps(store.export(id_)))
-    with pytest.raises(StoreError, match=told):
+    with pytest.raises(StoreError, match=told) as raised:
         store.import_(changed(data, place, value))
+    assert len(str(raised.value).splitlines()) == 1
+    assert len(store.conversations()) == 1
+
+
+def test_what_cannot_be_written_is_an_error_and_the_next_write_works(store):
+    id_ = store.create("m")
+    for exchange in (Exchange("\ud800"), Exchange("hi").with_reply(Reply(seed=2**63))):
+        with pytest.raises(StoreError, match="conversations in"):
+            store.add(id_, exchange)
+    with pytest.raises(StoreError):
+        store.exchanges("\ud800")
+    store.add(id_, Exchange("again"))
+    assert [e.user for e in store.exchanges(id_)] == ["again"]
+
+
+def test_replies_of_one_id_in_an_import_are_all_kept(store):
+    id_ = store.create("m", "t")
+    store.add(id_, Exchange("hi", (Reply("a"), Reply("b"))))
+    data = json.loads(json.dumps(store.export(id_)))
+    for reply in data["exchanges"][0]["replies"]:
+        reply["id"] = "same"
+    assert [r.text for r in store.exchanges(store.import_(data))[0].replies] == ["a", "b"]
+
+
+@pytest.mark.parametrize("damaged", ["", "[[0", "7", '[["x", 1]]', "[" * 100_000, b"\xff\xfe"])
+def test_a_damaged_row_is_shown_without_what_is_damaged(store, damaged):
+    id_ = store.create("m", "t")
+    store.add(id_, Exchange("hi").with_reply(FULL))
+    store._db.execute("UPDATE replies SET timeline = CAST(? AS TEXT), feeling = CAST(? AS TEXT)", (damaged, b"jo\xffy"))
+    (exchange,) = store.exchanges(id_)
+    assert (exchange.reply.text, exchange.reply.timeline, exchange.reply.feeling) == (FULL.text, (), "jo\ufffdy")
     assert len(store.conversations()) == 1
 
 
@@ -255,6 +361,83 @@ def test_a_corrupt_file_is_kept_aside(tmp_path):
     store.add(store.create("m"), Exchange("works again"))
     assert len(store.conversations()) == 1
     store.close()
+
+
+def damage(path, table):
+    """Overwrite a page of ``table`` in a file that is otherwise sound; returns what the page is now."""
+    db = sqlite3.connect(path)
+    db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    size = db.execute("PRAGMA page_size").fetchone()[0]
+    number = db.execute("SELECT rootpage FROM sqlite_master WHERE name = ?", (table,)).fetchone()[0]
+    db.close()
+    page = b"\xee" * size
+    with open(path, "r+b") as file:
+        file.seek((number - 1) * size)
+        file.write(page)
+    return page
+
+
+@pytest.fixture
+def long(tmp_path):
+    """A file of one long conversation, and its id."""
+    path = tmp_path / "long.sqlite3"
+    store = Store(path)
+    id_ = store.fork("m", "long", [Exchange(f"m{n}").with_reply(replace(FULL, text="x" * 500)) for n in range(100)])
+    store.close()
+    return path, id_
+
+
+@pytest.mark.parametrize("table", ["conversations", "notes"])
+def test_damage_in_the_list_is_met_when_the_file_is_opened(long, table):
+    path, _ = long
+    page = damage(path, table)
+    store = Store(path)
+    assert page in store.aside.read_bytes()
+    assert store.conversations() == []
+    store.close()
+
+
+@pytest.mark.parametrize("how", ["read", "grow", "add"])
+def test_damage_in_a_conversation_is_met_when_it_is_used(long, how):
+    path, id_ = long
+    first = Store(path)
+    exchanges = first.exchanges(id_)
+    first.close()
+    page = damage(path, "exchanges" if how == "add" else "replies")
+    store = Store(path)
+    assert (store.aside, len(store._read("SELECT id FROM conversations"))) == (None, 1)
+    use = {
+        "read": lambda: store.exchanges(id_),
+        "grow": lambda: store.save_reply(exchanges[-1], exchanges[-1].reply),
+        "add": lambda: store.add(id_, Exchange("more")),
+    }
+    with pytest.raises(StoreError, match=r"was damaged; it is kept as .*corrupt.*, and a new one is begun") as raised:
+        use[how]()
+    assert not isinstance(raised.value, Conflict)
+    assert page in store.aside.read_bytes()
+    with pytest.raises(Conflict):  # who still has the conversation goes on in a copy
+        store.add(id_, Exchange("more"))
+    with pytest.raises(Conflict):
+        store.save_reply(exchanges[-1], exchanges[-1].reply)
+    store.exchanges(store.fork("m", "copy", exchanges, Exchange("more")))
+    assert [c.exchanges for c in store.conversations()] == [101]
+    store.close()
+
+
+def test_two_windows_meet_the_same_damage(long):
+    path, id_ = long
+    damage(path, "replies")
+    first, second = Store(path), Store(path)
+    with pytest.raises(StoreError, match="kept as"):
+        first.exchanges(id_)
+    new = first.fork("m", "new", [Exchange("hi")])
+    with pytest.raises(StoreError, match="another window has put it aside"):
+        second.exchanges(id_)
+    assert second.aside is None
+    assert [c.id for c in second.conversations()] == [new]
+    assert len(list(path.parent.glob("*corrupt*.sqlite3"))) == 1
+    first.close()
+    second.close()
 
 
 def test_a_file_of_a_later_version_is_left_alone(tmp_path):

@@ -21,8 +21,12 @@ def run(
     ``model`` is as in ``mlx_emotion.load`` and ``loading`` the other arguments of it; ``feeling`` is the
     first one, ``seed`` that of every reply (a new one each time without it), ``options`` are those of
     ``Model.chat``. ``resume`` is a conversation's id or title, or ``""`` for the latest. Raises
-    ``MLXEmotionError`` where the app cannot begin at all.
+    ``MLXEmotionError`` where the app cannot begin at all. Left while a model is loading, it ends the process.
     """
+    import asyncio
+
+    from mlx_emotion import hurry
+
     from . import pasting
     from .app import EmotionApp
 
@@ -33,5 +37,11 @@ def run(
         sys.modules.setdefault("torch", None)  # type: ignore[arg-type]  # how Python marks a module as missing
     pasting.install()
     app = EmotionApp(model, feeling=feeling, seed=seed, resume=resume, loading=loading, options=options)
-    app.run()
+
+    async def main() -> None:
+        await app.run_async()
+        if app.loader.busy:
+            hurry(app.return_code or 0)
+
+    asyncio.run(main())
     return app.return_code or 0

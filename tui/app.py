@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import gc
+import signal
+import sys
+import time
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
@@ -12,7 +18,7 @@ from textual.app import App, ComposeResult, SystemCommand
 from textual.binding import Binding
 from textual.containers import Horizontal, Vertical
 from textual.screen import Screen
-from textual.widgets import Footer, Input, Static
+from textual.widgets import Footer, Input, Static, TextArea
 
 import mlx_emotion
 from mlx_emotion import CATALOGUE, Emotion, Feeling, MLXEmotionError, Store
@@ -33,6 +39,10 @@ if TYPE_CHECKING:
 
 PAINTING = 1 / 15
 """Seconds between two paintings of a reply under way."""
+PARTING = 2.0
+"""Most seconds that leaving waits for a reply under way to stop and be stored."""
+SIGNALS = ("SIGTERM", "SIGHUP")
+"""Those that ask the app to leave, with the terminal as it was before."""
 WELCOME = (
     "Write below and press Enter. The model answers with the feeling that is set, whatever you ask.",
     "Tab goes to the emotions: move one while the model speaks, and hear it change.",
@@ -86,6 +96,8 @@ class EmotionApp(App[None]):
         self._memory = 0
         self._shown: tuple[object, ...] = ()
         self._next: tuple[Model, int] | None = None  # loaded, and waiting for the end of what is being said
+        self._opened = False  # whether the store is there
+        self._leaving = False
 
     def _load(self, name: str | None) -> Model:
         """``mlx_emotion.load`` as the command line says; its pack and adapter are those of its own model alone."""
@@ -128,6 +140,7 @@ class EmotionApp(App[None]):
         return MainScreen(id="_default")
 
     def on_mount(self) -> None:
+        self._listen(True)
         for theme in (DARK, LIGHT):
             self.register_theme(theme)
         self.theme = {"dark": DARK, "light": LIGHT}[self.settings.theme].name
@@ -145,6 +158,21 @@ class EmotionApp(App[None]):
             self.notify(problem, title="Configuration", severity="warning", timeout=12, markup=False)
         self.call_after_refresh(self._begin)
 
+    def on_unmount(self) -> None:
+        self._listen(False)
+
+    def _listen(self, wanted: bool) -> None:
+        """Leave in good order when the system asks for it."""
+        if sys.platform == "win32":
+            return
+        loop = asyncio.get_running_loop()
+        for number in (getattr(signal, name) for name in SIGNALS):
+            with contextlib.suppress(ValueError, RuntimeError):  # on another thread than the main one
+                if wanted:
+                    loop.add_signal_handler(number, self.call_later, self.action_quit)
+                else:
+                    loop.remove_signal_handler(number)
+
     async def _begin(self) -> None:
         """Open the store, and load the model behind the first painting."""
         # What is there now stays: left to the collector, it would stop the app for 0.1 s time and again.
@@ -156,7 +184,7 @@ class EmotionApp(App[None]):
             store = Store(":memory:")
             self._standing = f"{error}. Nothing is saved until the app is opened again."
             self.warn("")
-        self.talk.store = store
+        self.talk.store, self._opened = store, True
         if store.aside is not None:
             told = f"The conversations could not be read. That file is kept as {store.aside}; a new one is begun."
             self.notify(told, severity="warning", timeout=60, markup=False)
@@ -201,6 +229,11 @@ class EmotionApp(App[None]):
         accent = blend(felt.current.weights, self.catalogue)
         self.box.frame(accent if felt.current.weights else self.theme_variables["secondary"])
 
+    def paint_anew(self) -> None:
+        """``paint``, also where nothing has changed: what is shown is not what is."""
+        self._shown = ()
+        self.paint()
+
     def paint_header(self, status: str | None = None) -> None:
         """The header, with another ``status`` behind the model if one is given."""
         self._status = self._status if status is None else status
@@ -241,6 +274,29 @@ class EmotionApp(App[None]):
             self.notify(f"{model.id} is ready, and is taken when this has ended.", timeout=4, markup=False)
         self.take_next()
 
+    def weigh(self, model: Model, memory: int) -> None:
+        """What is held now that another model was closed."""
+        if model is self.model:
+            self._memory = memory
+            self.paint_header()
+
+    def has(self, name: str) -> bool:
+        """Whether the model that ``name`` loads is in use, waiting to be, or being loaded."""
+        given = self._loading
+        if self.loader.since is not None:
+            loading = self.loader.name
+            if loading is None:
+                with contextlib.suppress(MLXEmotionError):  # the configuration cannot be read
+                    loading = mlx_emotion.default_model()
+            return name == loading
+        if name != self._first and (given.get("adapter") or given.get("vectors")):
+            return False  # without those it is another
+        path = Path(name).expanduser()
+        for model in (self.model, self._next[0] if self._next is not None else None):
+            if model is not None and (path.resolve() == model.path.resolve() if path.is_dir() else name == model.id):
+                return True
+        return False
+
     def take_pack(self) -> None:
         """Go on with the model in use as it is now: it has another pack."""
         assert self.model is not None
@@ -248,13 +304,13 @@ class EmotionApp(App[None]):
 
     def take_next(self) -> None:
         """Take the model that has been waiting, if one has."""
-        if self._next is None or self.talk.busy:
+        if self._next is None or self.talk.busy or self._leaving:
             return
         old = self.model
         (self.model, self._memory), self._next = self._next, None
+        self._begin_anew(self.model)
         if old is not None and old is not self.model:
             self.loader.close(old)
-        self._begin_anew(self.model)
         if self.options["readout"]:
             self.run_worker(self.model.prepare, thread=True, group="prepare", exit_on_error=False)
 
@@ -279,11 +335,8 @@ class EmotionApp(App[None]):
             problem = "This pack is not calibrated: 100 % is scale 1, which may be too weak or too strong."
         self.warn("\n".join(filter(None, (self._not_resumed, problem))))
         self._not_resumed = ""
-        self._shown = ()  # the panel has forgotten it
-        self.paint()
-        if self.talk.waiting:
-            self.talk.waiting = False
-            self.box.action_send()
+        self.paint_anew()
+        self.talk.send_waiting()
 
     # What the widgets report.
 
@@ -300,7 +353,13 @@ class EmotionApp(App[None]):
         else:
             self.action_help()
 
+    def on_text_area_changed(self, message: TextArea.Changed) -> None:
+        if isinstance(message.text_area, MessageBox) and message.text_area.is_attached:  # the app may be left by now
+            self.talk.typed()
+
     def on_panel_changed(self, message: Panel.Changed) -> None:
+        if message.part is not None:
+            message.part.ahead -= 1
         self.feelings.set(message.feeling)
 
     async def on_input_submitted(self, message: Input.Submitted) -> None:
@@ -397,7 +456,9 @@ class EmotionApp(App[None]):
             except MLXEmotionError as error:
                 self.warn(str(error))
 
-        if self.talk.idle():
+        if not self._opened:  # typed ahead
+            self.call_after_refresh(self.action_conversations)
+        elif self.talk.idle():
             self.push_screen(ConversationsDialog(self.talk.store), chosen)
 
     def action_models(self) -> None:
@@ -417,20 +478,45 @@ class EmotionApp(App[None]):
         self.paint()
 
     async def action_quit(self) -> None:
-        """Leave; a reply under way is stopped and stored first."""
+        """Leave; what is being said is stopped and stored first."""
+        from .dialogs import line_of
+
+        if self._leaving:
+            return
+        self._leaving = True
+        await self._stop_all()
         self.painting.stop()
-        self.talk.stop()
         try:
             self.talk.save_pending()
         except MLXEmotionError as error:
-            self.exit(message=f"{error}. Not everything could be saved.")
+            lost = [f"a reply to “{line_of(e.user)[:60]}”" for e, _ in self.talk.unsaved]
+            told = ", ".join(lost) or "which reply was chosen"
+            self.exit(return_code=1, message=Text(f"{error}. Not saved: {told}."))
         else:
             self.exit()
+
+    async def _stop_all(self) -> None:
+        """Stop a reply or a comparison under way, and wait a moment until it is stored."""
+        from .compare import CompareScreen
+
+        comparing = next((s for s in self.screen_stack if isinstance(s, CompareScreen) and s.running), None)
+        if comparing is not None:
+            comparing.action_stop()
+        self.talk.stop()
+        end = time.monotonic() + PARTING
+        while self.talk.speaking is not None or (comparing is not None and comparing.running):
+            if time.monotonic() > end:
+                self.talk.abandon()
+                return
+            await self.talk.drain()
+            await asyncio.sleep(0.01)
 
     def get_system_commands(self, screen: Screen) -> Iterable[SystemCommand]:
         if isinstance(screen, MainScreen):  # the one the palette was called from, not the palette
             yield from commands(self)
 
     def handle_bindings_clash(self, clashed_bindings: set[Binding], node: Any) -> None:  # noqa: ARG002
-        names = ", ".join(sorted(b.id or b.action for b in clashed_bindings))
-        self.warn(f"Two actions share a key, and one of them has lost it: {names} (see [tui.keys])")
+        # Textual counts the other keys of an action that was given a new one as well.
+        lost = sorted(b.id or b.description for b in clashed_bindings if b.id not in self.settings.keys)
+        if lost:
+            self.warn(f"Two actions share a key, and one of them has lost it: {', '.join(lost)} (see [tui.keys])")

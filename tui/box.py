@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from textual import events
-from textual.binding import Binding
 from textual.message import Message
 from textual.widgets import TextArea
 
@@ -29,7 +28,7 @@ class MessageBox(TextArea):
         binding("message.send", "send", show=True, label="Send"),
         binding("message.newline", "newline"),
         binding("feelings", "app.feelings", show=True, label="Feelings"),
-        Binding("shift+tab", "app.messages", "To the conversation", show=False, priority=True),
+        binding("messages", "app.messages", priority=True),
     ]
 
     class Sent(Message):
@@ -49,8 +48,8 @@ class MessageBox(TextArea):
     def __init__(self, id: str | None = None) -> None:
         super().__init__(id=id, compact=True, soft_wrap=True, tab_behavior="focus", placeholder="Say something")
         self.sent_before: list[str] = []
-        self._at: int | None = None
-        self._draft = ""
+        self._at: int | None = None  # which of them is shown
+        self._changed: dict[int, str] = {}  # what the user has made of them, and of the draft, which is the last
         self._colour = "white"
 
     def on_mount(self) -> None:
@@ -81,6 +80,14 @@ class MessageBox(TextArea):
 
     def put(self, text: str) -> None:
         """Another text, the cursor at its end."""
+        self._at = None
+        self._show(text)
+
+    def remember(self, sent: list[str]) -> None:
+        """Other messages that were sent before; what is in the box stays."""
+        self.sent_before, self._at = sent, None
+
+    def _show(self, text: str) -> None:
         self.text = text
         self.move_cursor(self.document.end)
 
@@ -107,22 +114,23 @@ class MessageBox(TextArea):
             self.action_cursor_up()
             return
         if self._at is None:
-            self._draft, self._at = self.text, len(self.sent_before)
+            self._at, self._changed = len(self.sent_before), {}
         if self._at > 0:
-            self._at -= 1
-            self.put(self.sent_before[self._at])
+            self._recall(self._at, self._at - 1)
 
     def action_newer(self) -> None:
         last = self.wrapped_document.height - 1
-        if self._at is None or self.wrapped_document.location_to_offset(self.cursor_location).y < last:
+        recalled = self._at is not None and self._at < len(self.sent_before)
+        if not recalled or self.wrapped_document.location_to_offset(self.cursor_location).y < last:
             self.action_cursor_down()
             return
-        self._at += 1
-        if self._at >= len(self.sent_before):
-            self._at = None
-            self.put(self._draft)
-        else:
-            self.put(self.sent_before[self._at])
+        assert self._at is not None
+        self._recall(self._at, self._at + 1)
+
+    def _recall(self, old: int, new: int) -> None:
+        """Another message of before, or the draft, as the user has left it."""
+        self._changed[old], self._at = self.text, new
+        self._show(self._changed[new] if new in self._changed else self.sent_before[new])
 
     async def _on_paste(self, event: events.Paste) -> None:
         event.text = clean(event.text)  # textual goes on with the base class' own handler

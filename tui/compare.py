@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from rich.markdown import Markdown as RichMarkdown
 from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import Binding
@@ -20,7 +21,7 @@ from textual.widgets.selection_list import Selection
 from mlx_emotion import Done, Emotion, Exchange, Feeling, GuardTripped, MLXEmotionError, Reply, Token
 
 from .dialogs import Dialog
-from .looks import blend, felt
+from .looks import blend, clean, felt
 from .speaking import SAVE_EVERY, finished
 from .talk import Talk, tell
 
@@ -62,34 +63,42 @@ async def _open(app: EmotionApp, feelings: list[Feeling]) -> bool:
     assert chat is not None
     seed = secrets.randbelow(2**31) if app.seed is None else app.seed
     replies = [replace(talk.blank(), feeling=str(f), timeline=((0, str(f)),), seed=seed) for f in feelings]
-    exchange = Exchange(app.box.text.strip(), tuple(replies))
+    text = clean(app.box.text).strip()
+    exchange = Exchange(text, tuple(replies))
     try:
-        talk.save_pending()
+        talk.save_pending(going_on=True)
         await talk.add(exchange)
     except MLXEmotionError as error:
         app.warn(f"{error}. Your message is still in the box.")
         return False
+    if app.box.sent_before[-1:] != [text]:
+        app.box.sent_before.append(text)
     app.box.put(talk.end_editing())
 
     async def closed(ended: Exchange | None) -> None:
         assert ended is not None
+        assert talk.conversation is not None
         problem = next((r.error for r in ended.replies if r.error), "")
+        reply = None if ended.undecided else ended.reply
+        stored = ended
         try:
-            if ended.reply is None:
-                assert talk.conversation is not None
+            if reply is None:
                 talk.unsaved.clear()  # all of this comparison: the others were stored before it began
                 talk.store.drop(talk.conversation, ended)
             else:
-                talk.unsaved.append((ended, ended.reply))
-                talk.save_pending()
+                talk.save_pending(going_on=True)
+                stored = await talk.choose(ended, reply)
         except MLXEmotionError as error:
             problem = str(error)
-        talk.stale = talk.stale or bool(problem) or ended.reply is not None
-        if ended.reply is None:
+            if reply is not None:
+                talk.unchosen = (talk.conversation, ended, reply)
+        talk.stale = talk.stale or bool(problem) or reply is not None
+        if reply is None:
             app.box.restore(ended.user)
         else:
-            await talk.show(ended, live=False)
-            app.feelings.set_named(ended.reply.feeling)
+            if stored is ended:  # a copy is shown as a whole
+                await talk.show(ended, live=False)
+            app.feelings.set_named(reply.feeling)
         talk.comparing = False
         app.take_next()
         if problem:
@@ -157,11 +166,11 @@ class Column(VerticalScroll, can_focus=True):
 
     def more(self, text: str) -> None:
         self.text += text
-        self.query_one(".body", Static).update(Text(self.text.lstrip()))
+        self.query_one(".body", Static).update(Text(clean(self.text).lstrip()))
         self.scroll_end(animate=False)
 
     def end(self, reply: Reply) -> None:
-        self.query_one(".body", Static).update(Text(reply.text))
+        self.query_one(".body", Static).update(RichMarkdown(clean(reply.text)))
         note = "1 token" if reply.tokens == 1 else f"{reply.tokens} tokens"
         if reply.state not in ("stop", "length"):
             note += " · ended: it was looping" if reply.state == "loop" else f" · {reply.state}"

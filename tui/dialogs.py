@@ -15,15 +15,17 @@ from textual.screen import ModalScreen
 from textual.widgets import Footer, Input, OptionList, Static
 from textual.widgets.option_list import Option
 
-from mlx_emotion import MLXEmotionError, Store
+from mlx_emotion import MLXEmotionError, Store, export_file
 
+from .looks import clean
+from .panel import binding
 from .settings import KEYS
 
 
 class Dialog(ModalScreen):
     """A box in the middle of the screen, ``content``, and its keys in the footer; Esc closes it."""
 
-    BINDINGS = [Binding("escape", "close", "Close", priority=True)]
+    BINDINGS = [binding("dialog.close", "close", show=True, label="Close", priority=True)]
 
     def compose(self) -> ComposeResult:
         yield from self.content()
@@ -59,7 +61,7 @@ class HelpDialog(Dialog):
             yield Static(
                 "In the conversation (Shift+Tab): ↑ ↓ choose, c copies, r answers again with the same feeling, "
                 "e edits, w colours the words, v shows another reply, t opens the thoughts.\n"
-                "On the emotions: ↑ ↓ choose, 1–9 set 10–90 %, Shift+← → move by 25 %. The mouse works everywhere.\n"
+                "On the emotions: 1–9 set 10–90 %. The mouse works everywhere.\n"
                 "Ctrl+P finds every command. Esc closes.",
                 classes="hint",
                 markup=False,
@@ -78,17 +80,22 @@ def readable_key(key: str) -> str:
     return "+".join(parts)
 
 
+def line_of(text: str) -> str:
+    """``text``, which another program or person may have named, on one line and without control characters."""
+    return " ".join(clean(text).split())
+
+
 class ConversationsDialog(Dialog):
     """The stored conversations. Closes with the id of the one to go on with."""
 
     BINDINGS = [
         Binding("down", "to_list", show=False),
-        Binding("r", "rename", "Rename"),
-        Binding("d,delete", "delete", "Delete"),
-        Binding("u", "undo", "Undo"),
-        Binding("m", "export('md')", "Markdown"),
-        Binding("j", "export('json')", "JSON"),
-        Binding("i", "load", "Import"),
+        binding("conversations.rename", "rename", show=True, label="Rename"),
+        binding("conversations.delete", "delete", show=True, label="Delete"),
+        binding("conversations.undo", "undo", show=True, label="Undo"),
+        binding("conversations.markdown", "export('md')", show=True, label="Markdown"),
+        binding("conversations.json", "export('json')", show=True, label="JSON"),
+        binding("conversations.import", "load", show=True, label="Import"),
     ]
     HINT = "Enter resumes · Shift+Tab filters"
 
@@ -125,8 +132,8 @@ class ConversationsDialog(Dialog):
                 when = datetime.fromisoformat(c.updated).astimezone().strftime("%d %b %H:%M")
                 line = Text(no_wrap=True, overflow="ellipsis")
                 line.append(f"{when}  ", "dim")
-                line.append(c.title or "(nothing said yet)", "bold")
-                line.append(f"  {c.exchanges} messages · {c.model}", "dim")
+                line.append(line_of(c.title) or "(nothing said yet)", "bold")
+                line.append(f"  {c.exchanges} messages · {line_of(c.model)}", "dim")
                 options.add_option(Option(line, id=c.id))
         if options.option_count:
             options.highlighted = min(keep, options.option_count - 1)
@@ -140,7 +147,7 @@ class ConversationsDialog(Dialog):
         return options.get_option_at_index(at).id if at is not None and options.option_count else None
 
     def _tell(self, text: str) -> None:
-        self.query_one("#hint", Static).update(text)
+        self.query_one("#hint", Static).update(line_of(text))
 
     def on_option_list_option_selected(self, message: OptionList.OptionSelected) -> None:
         self.dismiss(message.option.id)
@@ -182,7 +189,7 @@ class ConversationsDialog(Dialog):
             self._fill()
             self._tell("It was deleted in another window.")
         else:
-            self._ask("rename", title, "a new title; Enter takes it")
+            self._ask("rename", line_of(title), "a new title; Enter takes it")
 
     def action_load(self) -> None:
         self._ask("import", "", "the path of an exported JSON file; Enter reads it")
@@ -233,8 +240,6 @@ class ConversationsDialog(Dialog):
     def action_export(self, kind: str) -> None:
         if (id_ := self._current) is None:
             return
-        from mlx_emotion.store import export_file
-
         try:
             path = export_file(self.store, id_, Path.cwd(), kind)
         except MLXEmotionError as error:

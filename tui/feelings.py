@@ -26,6 +26,7 @@ class Feelings:
                 self.app.chat.feel(feeling)
             except MLXEmotionError as error:
                 self.app.warn(str(error))
+                self.app.paint_anew()  # the panel shows it already
                 return
         self.current = feeling
         if self.app.talk.speaking is None:  # in mid-reply the guard's factor stays

@@ -41,6 +41,11 @@ class Loader:
         """Whether a cancelled load still keeps the engine busy."""
         return self._threads > (self.since is not None)
 
+    @property
+    def busy(self) -> bool:
+        """Whether any load is still at work."""
+        return self._threads > 0
+
     def begin(self, name: str | None) -> None:
         """Load a model, in the place of a load under way."""
         self.name = name
@@ -64,11 +69,23 @@ class Loader:
 
         def work() -> None:
             model.close()
-            gc.unfreeze()
-            gc.collect()
-            gc.freeze()
+            with contextlib.suppress(RuntimeError):  # the app has ended
+                self.app.call_later(closed)
+
+        def closed() -> None:
+            threading.Thread(target=self._collect, name="collect", daemon=True).start()
 
         threading.Thread(target=work, name="close", daemon=True).start()
+
+    def _collect(self) -> None:
+        """Let go of a closed model, to which nothing else refers by now, and weigh what is left."""
+        gc.unfreeze()
+        gc.collect()
+        gc.freeze()
+        model = self.app.model
+        if model is not None:
+            with contextlib.suppress(MLXEmotionError, RuntimeError):  # it was closed, or the app has ended
+                self.app.call_later(self.app.weigh, model, model.memory)
 
     def _run(self, name: str | None, number: int) -> None:
         model, memory, problem = None, 0, ""
@@ -97,5 +114,7 @@ class Loader:
         if self.app.model is not None:
             self.name = self.app.model.id
         self.app.loading_changed()
+        if self.app.talk.waiting:
+            self.app.talk.take_back()
         if problem:
             self.app.warn(f"{problem}  (Ctrl+L chooses another model)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 from rich.text import Text
@@ -9,7 +10,7 @@ from rich.theme import Theme as RichTheme
 from textual.color import Color
 from textual.theme import Theme
 
-from mlx_emotion import CATALOGUE, Emotion, Feeling
+from mlx_emotion import CATALOGUE, Emotion, Feeling, MLXEmotionError
 
 QUIET = "#8a8f98"
 """The colour of feeling nothing, and of ``base``."""
@@ -55,6 +56,9 @@ MARKDOWN = RichTheme(
 )
 """How complete replies are painted; without colours of its own, which are the feelings'."""
 
+OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""What a terminal would obey, what turns the writing round, and half characters, which cannot be written."""
+
 Weights = Sequence[tuple[str, float]]
 
 
@@ -75,18 +79,10 @@ def blend(weights: Weights, catalogue: Mapping[str, Emotion] = CATALOGUE) -> str
 
 def parse(spec: str, catalogue: Mapping[str, Emotion] = CATALOGUE) -> Feeling:
     """A stored feeling; what this model's pack does not know reads as neutral."""
-    from mlx_emotion import MLXEmotionError
-
     try:
         return Feeling.of(spec, {**CATALOGUE, **catalogue})
     except MLXEmotionError:
         return Feeling()
-
-
-def described(weights: Weights) -> str:
-    """``fear 80 % · joy 20 %``."""
-    ordered = sorted(weights, key=lambda pair: -pair[1])
-    return " · ".join(f"{n} {w:.0%}".replace("%", " %") for n, w in ordered) or "neutral"
 
 
 def felt(weights: Weights, catalogue: Mapping[str, Emotion] = CATALOGUE, bold: bool = True) -> Text:
@@ -129,9 +125,8 @@ def bar(value: float, most: float, width: int, colour: str, mark: float | None =
 
 
 def clean(text: str) -> str:
-    """``text`` without what a terminal would obey: control characters go, tabs and line breaks stay."""
-    text = text.replace("\r\n", "\n").replace("\r", "\n")
-    return "".join(c for c in text if c in "\n\t" or (ord(c) >= 32 and not 0x7F <= ord(c) <= 0x9F))
+    """``text`` without what a terminal would obey; tabs and line breaks stay. Whatever is painted goes through it."""
+    return OBEYED.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
 
 
 def readable_bytes(count: float) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
+from textual.binding import Binding
 from textual.widgets import Input
 
 from .transcript import ReplyMessage, UserMessage
@@ -19,8 +20,13 @@ CLIPBOARDS = (["pbcopy"], ["wl-copy"], ["xclip", "-selection", "clipboard"])
 class Finder(Input):
     """The line that finds words in the conversation, from the end backwards; Enter goes on to the next."""
 
+    BINDINGS = [
+        Binding("up", "step(False)", "Earlier", show=False),
+        Binding("down,shift+enter", "step(True)", "Later", show=False),
+    ]
+
     def __init__(self, id: str | None = None) -> None:
-        super().__init__(id=id, placeholder="Find in this conversation; Enter for the next, Esc to close")
+        super().__init__(id=id, placeholder="Find in this conversation; Enter goes back, Down forwards, Esc closes")
         self._found: tuple[str, int] = ("", -1)
 
     @property
@@ -33,24 +39,36 @@ class Finder(Input):
 
     def hide(self) -> None:
         self.remove_class("-shown")
+        self._unmark()
 
-    async def find(self, app: EmotionApp) -> None:
-        """Bring the next message that has the words into view."""
+    def _unmark(self) -> None:
+        for message in self.screen.query(".-found"):
+            message.remove_class("-found")
+            cast("UserMessage | ReplyMessage", message).mark("")
+
+    async def action_step(self, later: bool) -> None:
+        await self.find(cast("EmotionApp", self.app), later)
+
+    async def find(self, app: EmotionApp, later: bool = False) -> None:
+        """Bring the next message that has the words into view: an earlier one, or a ``later`` one."""
         words = self.value.strip().lower()
         if not words:
             return
         exchanges = app.transcript.exchanges
         before, at = self._found
-        start = at if before == words and 0 <= at < len(exchanges) else len(exchanges)
-        for number in [*range(start - 1, -1, -1), *range(len(exchanges) - 1, start - 1, -1)]:
+        count = len(exchanges)
+        known = before == words and 0 <= at < count
+        step, start = (1, at if known else -1) if later else (-1, at if known else count)
+        for number in ((start + step * n) % count for n in range(1, count + 1)):
             exchange = exchanges[number]
             if words in exchange.user.lower() or (exchange.reply and words in exchange.reply.text.lower()):
                 self._found = (words, number)
                 await app.transcript.reveal(number, words)
                 self.focus()
-                app.query(".-found").remove_class("-found")
+                self._unmark()
                 for found in app.transcript.of(number):
                     found.add_class("-found")
+                    found.mark(words)
                 return
         app.notify(f"Not found: {self.value}", timeout=3, markup=False)
 
@@ -63,7 +81,9 @@ def chosen(app: EmotionApp) -> UserMessage | ReplyMessage | None:
 def toggle_words(app: EmotionApp) -> None:
     """Colour the words of a reply by what was read, or plain again."""
     message = chosen(app)
-    if not isinstance(message, ReplyMessage) or not message.toggle_words():
+    if isinstance(message, ReplyMessage) and message.live:
+        app.notify("The words can be coloured when the reply is finished.", timeout=4)
+    elif not isinstance(message, ReplyMessage) or not message.toggle_words():
         app.notify("Nothing was read for this reply; the meter reads those made in this window.", timeout=4)
 
 
@@ -75,9 +95,12 @@ def toggle_thoughts(app: EmotionApp) -> None:
 
 
 def copy(app: EmotionApp) -> None:
-    """Copy by OSC 52, and by the system's own tool where there is one (Terminal.app has no OSC 52)."""
+    """Copy what is selected, else the chosen message.
+
+    By OSC 52, and by the system's own tool where there is one (Terminal.app has no OSC 52).
+    """
     message = app.transcript.chosen
-    text = message.source if message is not None else app.talk.last_said
+    text = app.screen.get_selected_text() or (message.source if message is not None else app.talk.last_said)
     if not text:
         app.notify("There is nothing to copy yet.", timeout=3)
         return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
 from pathlib import Path
@@ -11,18 +10,16 @@ from typing import TYPE_CHECKING, cast
 from rich.text import Text
 from textual import work
 from textual.app import ComposeResult
-from textual.binding import Binding
 from textual.containers import Vertical
 from textual.widgets import Input, OptionList, ProgressBar, Static
 from textual.widgets.option_list import Option
 
 import mlx_emotion
-from mlx_emotion import MLXEmotionError, Step
-from mlx_emotion.errors import UsageError
-from mlx_emotion.library import Available
+from mlx_emotion import Available, MLXEmotionError, Step, UsageError
 
-from .dialogs import Dialog
+from .dialogs import Dialog, line_of
 from .looks import readable_bytes
+from .panel import binding
 
 if TYPE_CHECKING:
     from .app import EmotionApp
@@ -34,41 +31,13 @@ QUICK = 20
 HINT = f"Enter loads. The packs are for the model in use: a quick one is made from {QUICK} queries an emotion."
 
 
-def look(names: list[str]) -> list[Available]:
-    """The models on this machine, with those of ``names`` that are folders; a folder's id is its name as given."""
-    from mlx_emotion.models import default_model
-
-    found = mlx_emotion.available()
-    known = {m.name for m in found} | {str(Path(m.path).resolve()) for m in found}
-    with contextlib.suppress(MLXEmotionError):  # the configuration cannot be read
-        names = [*names, default_model()]
-    for name in names:
-        path = Path(name).expanduser()
-        if path.is_dir() and not {name, str(path.resolve())} & known:
-            known.add(str(path.resolve()))
-            found.append(_in_folder(name, path))
-    return found
-
-
-def _in_folder(name: str, path: Path) -> Available:
-    from mlx_emotion.model import find_packs
-    from mlx_emotion.models import identify, quantization
-
-    size = sum(f.stat().st_size for f in path.glob("model*.safetensors"))
-    try:
-        identity, config = identify(str(path))
-    except MLXEmotionError as error:
-        return Available(name, path, size, problem=str(error))
-    return Available(name, path, size, quantization(config), tuple(find_packs(identity)), identity=identity)
-
-
 class ModelsDialog(Dialog):
     """The models on this machine. Enter loads; q and f extract a pack for the model that is loaded."""
 
     BINDINGS = [
-        Binding("q", "extract(True)", "Quick pack"),
-        Binding("f", "extract(False)", "Full pack"),
-        Binding("x", "cancel", "Cancel loading"),
+        binding("models.quick", "extract(True)", show=True, label="Quick pack"),
+        binding("models.full", "extract(False)", show=True, label="Full pack"),
+        binding("models.cancel", "cancel", show=True, label="Cancel loading"),
     ]
 
     def content(self) -> ComposeResult:
@@ -98,7 +67,8 @@ class ModelsDialog(Dialog):
     @work(thread=True, group="models", exit_on_error=False)
     def _look(self) -> None:
         try:
-            found = look(self.emotion_app.loader.asked)
+            found = mlx_emotion.available()
+            found = [*found, *mlx_emotion.in_folders(self.emotion_app.loader.asked, found)]
         except MLXEmotionError as error:
             self.app.call_from_thread(self._tell, str(error))
             return
@@ -109,10 +79,10 @@ class ModelsDialog(Dialog):
         options.clear_options()
         for m in found:
             line = Text(no_wrap=True, overflow="ellipsis")
-            line.append(m.name, "bold" if m.problem is None else "dim")
+            line.append(line_of(m.name), "bold" if m.problem is None else "dim")
             line.append(f"  {readable_bytes(m.bytes)}", "dim")
             if m.problem is not None:
-                line.append(f"  {m.problem}", "italic")
+                line.append(f"  {line_of(m.problem)}", "italic")
             else:
                 line.append(f" · {m.quantization}", "dim")
                 line.append("  has a pack" if m.packs else "  no pack yet", "" if m.packs else "italic")
@@ -121,7 +91,7 @@ class ModelsDialog(Dialog):
             options.highlighted = 0
 
     def _tell(self, text: str) -> None:
-        self.query_one("#hint", Static).update(text)
+        self.query_one("#hint", Static).update(line_of(text))
 
     def _show_state(self) -> None:
         app = self.emotion_app
@@ -133,7 +103,7 @@ class ModelsDialog(Dialog):
         else:
             state = "no model is loaded"
         if self._stop is None:
-            self.query_one("#state", Static).update(state)
+            self.query_one("#state", Static).update(line_of(state))
 
     def on_option_list_option_selected(self, message: OptionList.OptionSelected) -> None:
         self._load(message.option.id)
@@ -146,9 +116,11 @@ class ModelsDialog(Dialog):
     def _load(self, name: str | None) -> None:
         if self._stop is not None:
             self._tell("An extraction is under way; Esc stops it.")
-            return
-        self.emotion_app.loader.begin(name)
-        self._show_state()
+        elif name is not None and self.emotion_app.has(name):
+            self._tell(f"{name} is in use already, or is being loaded.")
+        else:
+            self.emotion_app.loader.begin(name)
+            self._show_state()
 
     def action_cancel(self) -> None:
         self.emotion_app.loader.cancel()
@@ -158,6 +130,8 @@ class ModelsDialog(Dialog):
         app = self.emotion_app
         if app.model is None or app.loader.since is not None:
             self._tell("Load a model first.")
+        elif app.talk.busy:  # a message that waited for the model may have been sent meanwhile
+            self._tell("A reply is under way; a pack can be made when it has ended.")
         elif self._stop is None:
             self._stop = threading.Event()
             self._began = (time.monotonic(), 0, "")

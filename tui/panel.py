@@ -37,12 +37,12 @@ class Bars(Widget, can_focus=True):
 
     DEFAULT_CSS = "Bars { height: auto; padding: 0 1; }"
     BINDINGS = [
-        Binding("up", "choose(-1)", "Choose", show=False),
-        Binding("down", "choose(1)", "Choose", show=False),
+        binding("panel.up", "choose(-1)"),
+        binding("panel.down", "choose(1)"),
         binding("panel.more", "change(1)", show=True, label="Stronger"),
         binding("panel.less", "change(-1)", show=True, label="Weaker"),
-        Binding("shift+right", "change(5)", "Stronger by 25 %", show=False),
-        Binding("shift+left", "change(-5)", "Weaker by 25 %", show=False),
+        binding("panel.much_more", "change(5)"),
+        binding("panel.much_less", "change(-5)"),
         binding("panel.off", "set(0.0)", show=True, label="Off"),
         binding("panel.full", "flip", show=True, label="100 %"),
         *(Binding(str(n), f"set({n / 10})", f"{n}0 %", show=False) for n in range(1, 10)),
@@ -63,6 +63,7 @@ class Bars(Widget, can_focus=True):
         self.names: list[str] = []
         self.catalogue: Mapping[str, Emotion] = {}
         self.empty = ""
+        self.ahead = 0  # moves that the app has not taken up yet
         self._dragging = False
 
     def offer(self, names: list[str], catalogue: Mapping[str, Emotion], empty: str) -> None:
@@ -108,6 +109,7 @@ class Bars(Widget, can_focus=True):
             weights[name] = value
         if weights != self.weights:
             self.weights = weights
+            self.ahead += 1
             self.post_message(self.Moved(weights))
 
     def action_choose(self, by: int) -> None:
@@ -173,11 +175,11 @@ class Pad(Widget, can_focus=True):
 
     DEFAULT_CSS = "Pad { height: 11; padding: 0 1; }"
     BINDINGS = [
-        Binding("up", "move(0, 1)", "Aroused", show=False),
-        Binding("down", "move(0, -1)", "Calm", show=False),
-        Binding("left", "move(-1, 0)", "Unpleasant", show=False),
-        Binding("right", "move(1, 0)", "Pleasant", show=False),
-        Binding("0,backspace,delete", "centre", "To the middle", show=True),
+        binding("pad.up", "move(0, 1)"),
+        binding("pad.down", "move(0, -1)"),
+        binding("pad.left", "move(-1, 0)"),
+        binding("pad.right", "move(1, 0)"),
+        binding("pad.centre", "centre", show=True, label="To the middle"),
     ]
 
     point: reactive[tuple[float, float]] = reactive((0.0, 0.0))
@@ -193,6 +195,7 @@ class Pad(Widget, can_focus=True):
         super().__init__(id=id)
         self.emotions: list[Emotion] = []
         self.colour = QUIET
+        self.ahead = 0  # moves that the app has not taken up yet
         self._dragging = False
 
     def offer(self, emotions: list[Emotion]) -> None:
@@ -274,6 +277,7 @@ class Pad(Widget, can_focus=True):
         radius = max(1.0, math.hypot(valence, arousal))
         valence, arousal = round(valence / radius, 3), round(arousal / radius, 3)
         self.point = (valence, arousal)
+        self.ahead += 1
         self.post_message(self.Moved(valence, arousal))
 
     def _drag(self, event: events.MouseEvent) -> None:
@@ -324,6 +328,12 @@ class Meter(Widget):
         self.own, self.steered = {}, {}
         self.refresh(layout=True)
 
+    def clear(self) -> None:
+        """What was read is over."""
+        if self.own:
+            self.own, self.steered = {}, {}
+            self.refresh()
+
     def get_content_height(self, container: Size, viewport: Size, width: int) -> int:  # noqa: ARG002
         return len(self.names)
 
@@ -364,11 +374,11 @@ class Panel(VerticalScroll, can_focus=False):
     ]
 
     class Changed(Message):
-        """The user set another feeling."""
+        """The user set another feeling, by moving ``part``."""
 
-        def __init__(self, feeling: Feeling) -> None:
+        def __init__(self, feeling: Feeling, part: Bars | Pad | None = None) -> None:
             super().__init__()
-            self.feeling = feeling
+            self.feeling, self.part = feeling, part
 
     def __init__(self, id: str | None = None) -> None:
         super().__init__(id=id)
@@ -416,10 +426,12 @@ class Panel(VerticalScroll, can_focus=False):
     def show(self, feeling: Feeling, history: str, guard: bool, tripped: float | None) -> None:
         """Paint the state; ``tripped`` is the share of the dose that the guard left, while it acts."""
         self.feeling = feeling
-        self.bars.weights = dict(feeling.weights)
+        # A part that was moved again meanwhile shows that already, and is not put back.
+        if not self.bars.ahead:
+            self.bars.weights = dict(feeling.weights)
         self.pad.colour = blend(feeling.weights, self.catalogue)
         # The point stays where the user has put it, also where its neighbours' mix does not quite reach it.
-        if feeling != self._pointed:
+        if feeling != self._pointed and not self.pad.ahead:
             self.pad.point = feeling.point
         self.pad.refresh()
         text = Text(no_wrap=True)
@@ -434,15 +446,15 @@ class Panel(VerticalScroll, can_focus=False):
 
     def on_bars_moved(self, message: Bars.Moved) -> None:
         message.stop()
-        self._change(Feeling.of(message.weights, self.catalogue))
+        self._change(Feeling.of(message.weights, self.catalogue), self.bars)
 
     def on_pad_moved(self, message: Pad.Moved) -> None:
         message.stop()
         self._pointed = Feeling.at(message.valence, message.arousal, {e.name: e for e in self.pad.emotions})
-        self._change(self._pointed)
+        self._change(self._pointed, self.pad)
 
-    def _change(self, feeling: Feeling) -> None:
-        self.post_message(self.Changed(feeling))
+    def _change(self, feeling: Feeling, part: Bars | Pad | None = None) -> None:
+        self.post_message(self.Changed(feeling, part))
 
     def action_neutral(self) -> None:
         self._pointed = None

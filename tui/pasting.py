@@ -12,6 +12,8 @@ from collections.abc import Iterable
 from textual._xterm_parser import XTermParser
 from textual.message import Message
 
+from .looks import clean
+
 BEGIN, END = "\x1b[200~", "\x1b[201~"
 
 
@@ -50,7 +52,7 @@ class Pastes:
 
 
 def _harmless(text: str) -> str:
-    return "".join(c for c in text if c in "\t\n\r" or (ord(c) >= 32 and not 0x7F <= ord(c) <= 0x9F))
+    return "\r".join(map(clean, text.split("\r")))  # a line break may be cut in two, so it stays as it is
 
 
 class Parser(XTermParser):

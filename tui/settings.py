@@ -6,6 +6,9 @@ import difflib
 from dataclasses import dataclass, field
 from typing import Any
 
+from textual.binding import Binding, InvalidBinding
+from textual.keys import REPLACED_KEYS, Keys, key_to_character
+
 from mlx_emotion import MLXEmotionError, load_config
 
 THEMES = ("dark", "light")
@@ -16,6 +19,7 @@ KEYS: dict[str, tuple[str, str]] = {
     "message.older": ("up", "An earlier message of yours, from the first line"),
     "message.newer": ("down", "The next message of yours, from the last line"),
     "feelings": ("tab", "To the emotions, and back"),
+    "messages": ("shift+tab", "To the conversation"),
     "stop": ("escape", "Stop the reply; else back to the message"),
     "again": ("ctrl+r", "Answer again, with the feeling set now"),
     "edit": ("ctrl+g", "Change your last message and send it again"),
@@ -28,8 +32,12 @@ KEYS: dict[str, tuple[str, str]] = {
     "models": ("ctrl+l", "Models and packs"),
     "help": ("ctrl+k", "All keys"),
     "quit": ("ctrl+q", "Leave"),
+    "panel.up": ("up", "The emotion above"),
+    "panel.down": ("down", "The emotion below"),
     "panel.more": ("right,l,plus,equals_sign", "Stronger by 5 %"),
     "panel.less": ("left,h,minus", "Weaker by 5 %"),
+    "panel.much_more": ("shift+right", "Stronger by 25 %"),
+    "panel.much_less": ("shift+left", "Weaker by 25 %"),
     "panel.off": ("0,backspace,delete", "This emotion off"),
     "panel.full": ("space", "This emotion to 100 %, or off"),
     "panel.neutral": ("n", "Feel nothing"),
@@ -37,8 +45,40 @@ KEYS: dict[str, tuple[str, str]] = {
     "panel.history": ("k", "What was said before: keep, or refeel"),
     "panel.guard": ("g", "The guard against loops, on or off"),
     "panel.pad": ("p", "To the circumplex, and back"),
+    "pad.up": ("up", "More aroused"),
+    "pad.down": ("down", "Calmer"),
+    "pad.left": ("left", "Less pleasant"),
+    "pad.right": ("right", "More pleasant"),
+    "pad.centre": ("0,backspace,delete", "To the middle of the circumplex"),
+    "dialog.close": ("escape", "Close a dialog"),
+    "conversations.rename": ("r", "Rename a conversation"),
+    "conversations.delete": ("d,delete", "Delete a conversation"),
+    "conversations.undo": ("u", "Bring a deleted conversation back"),
+    "conversations.markdown": ("m", "Export a conversation as Markdown"),
+    "conversations.json": ("j", "Export a conversation as JSON"),
+    "conversations.import": ("i", "Import an exported conversation"),
+    "models.quick": ("q", "A quick pack for the model in use"),
+    "models.full": ("f", "A full pack for the model in use"),
+    "models.cancel": ("x", "Cancel loading"),
 }
 """Every action that has a key: id -> (keys, what it does). The ids are those of ``[tui.keys]``."""
+MAIN, DIALOGS = {"box", "bars", "pad"}, {"conversations", "models"}
+PLACES = {
+    "message.": {"box"},
+    "messages": {"box"},
+    "panel.": {"bars"},
+    **{f"panel.{name}": {"bars", "pad"} for name in ("neutral", "base", "history", "guard", "pad")},
+    "pad.": {"pad"},
+    "dialog.": DIALOGS,
+    "conversations.": {"conversations"},
+    "models.": {"models"},
+    "quit": MAIN | DIALOGS,
+}
+"""Where the keys of an id, or of all with that beginning, act; those of the others in all of ``MAIN``."""
+MODIFIERS = ("alt", "ctrl", "hyper", "meta", "shift", "super")
+"""In the order in which textual names them."""
+NAMED = {name for key in Keys for name in [key.value.rpartition("+")[2]] if name.isalnum()} - {"return"}
+"""Keys that are no character; Enter is ``enter``."""
 
 
 @dataclass(frozen=True)
@@ -98,5 +138,53 @@ def _keys(table: dict[str, Any], problems: list[str]) -> dict[str, str]:
         elif not isinstance(value, str) or not value.strip():
             problems.append(f"tui.keys.{name} is {value!r}, wanted keys such as 'ctrl+r'")
         else:
-            chosen[name] = value
+            try:
+                chosen[name] = normal(value)
+            except ValueError as error:
+                problems.append(f"tui.keys.{name} is {value!r}: {error}")
+    while shared := _shared(chosen):
+        lost, other, key = shared
+        problems.append(f"tui.keys.{lost} is {chosen.pop(lost)!r}, but {key} is the key of {other} too")
     return chosen
+
+
+def normal(keys: str) -> str:
+    """``keys`` as textual names them. Raises ``ValueError`` for one that no keyboard has."""
+    found = []
+    for key in _named(keys):
+        *modifiers, name = key.split("+")
+        if wrong := [m for m in modifiers if m not in MODIFIERS]:
+            raise ValueError(f"{wrong[0]!r} is not one of {', '.join(MODIFIERS)}")
+        if len(name) == 1:
+            (name,) = _named(name)
+        sign = key_to_character(name) or "a"  # letters and digits go by themselves, not by their names
+        known = name in NAMED or name in REPLACED_KEYS or (sign.isprintable() and not sign.isalnum() and name.islower())
+        if len(name) > 1 and not known:
+            raise ValueError(f"there is no key {name!r}")
+        found.append("+".join((*sorted(modifiers), name)))
+    return ",".join(found)
+
+
+def _named(keys: str) -> list[str]:
+    try:
+        return [binding.key for binding in Binding.make_bindings([Binding(keys, "")])]
+    except InvalidBinding:
+        raise ValueError("there is a comma too many") from None
+
+
+def _shared(chosen: dict[str, str]) -> tuple[str, str, str] | None:
+    """Two ids that have a key in common where both act, the one set last in front, and that key."""
+    taken: list[tuple[str, set[str]]] = []
+    for id_ in (*(id_ for id_ in KEYS if id_ not in chosen), *chosen):
+        keys = set(normal(chosen.get(id_, KEYS[id_][0])).split(","))
+        for other, others in taken:
+            if keys & others and _places(id_) & _places(other):
+                return id_, other, min(keys & others)
+        taken.append((id_, keys))
+    return None
+
+
+def _places(id_: str) -> set[str]:
+    """Where an id's keys act."""
+    group, dot, _ = id_.rpartition(".")
+    return PLACES.get(id_) or (PLACES[group + dot] if dot else MAIN)

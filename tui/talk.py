@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import threading
 import time
@@ -47,7 +48,7 @@ class Talk:
     ``conversation`` is its id in the store, ``None`` until something is said. ``stale`` is whether the
     chat has to be told the conversation before the next reply; ``waiting`` whether the message in the box
     is to be sent when the model is there; ``comparing`` whether a comparison is under way or being chosen.
-    ``unsaved`` are the replies that could not be stored yet.
+    ``unsaved`` are the replies that could not be stored yet, ``unchosen`` the choice that could not.
     """
 
     store: Store
@@ -59,13 +60,16 @@ class Talk:
         self.stale = False
         self.editing = False
         self.waiting = False
+        self._waits = ""  # what is to be sent then
         self.comparing = False
         self.unsaved: list[tuple[Exchange, Reply]] = []
+        self.unchosen: tuple[str, Exchange, Reply] | None = None
         self._draft = ""  # what was in the box before the editing began
         self._stopping = threading.Event()
         self._message: ReplyMessage | None = None
         self._paintings = 0
         self._painted = self._used = 0.0
+        self._began: tuple[int, float] | None = None  # the first token that was painted, and when
 
     @property
     def transcript(self) -> Transcript:
@@ -121,8 +125,12 @@ class Talk:
         """Store the message, then answer it. What goes wrong puts the message back into the box."""
         app = self.app
         if app.chat is None and app.loader.since is not None:
+            begun = bool(app.box.text)
             app.box.restore(text)
-            self.waiting = True
+            if begun:  # what is half-written does not go with it
+                app.warn("The model is still loading. Your message is back in the box, before what you wrote since.")
+                return
+            self.waiting, self._waits = True, app.box.text
             app.warn("The model is still loading; your message is sent when it is there. Esc takes that back.")
             app.refresh_bindings()
             return
@@ -132,7 +140,7 @@ class Talk:
         reply = self.blank()
         exchange = Exchange(text).with_reply(reply)
         try:
-            self.save_pending()
+            self.save_pending(going_on=True)
             await self.add(exchange, self.transcript.exchanges[-1] if self.editing else None)
         except MLXEmotionError as error:
             app.box.restore(text)
@@ -143,29 +151,64 @@ class Talk:
         await self.show(exchange, live=True)
         self._speak(exchange, reply, text)
 
+    def typed(self) -> None:
+        """The box has changed: a message that waited for the model is not to go half-written."""
+        if self.waiting and self.app.box.text != self._waits:
+            self.take_back()
+            self.app.warn("You have changed your message, so it is not sent by itself any more; Enter sends it.")
+
+    def send_waiting(self) -> None:
+        """The model is there: send the message that has waited for it."""
+        self.typed()
+        if self.waiting:
+            self.waiting = False
+            self.app.box.action_send()
+
     async def add(self, exchange: Exchange, edited: Exchange | None = None) -> None:
         """Write a new exchange, in the place of the last one if that is being ``edited``.
 
         Where another window has gone on with the conversation, into a copy of what is here.
         """
         assert self.app.model is not None
-        if self.conversation is None:
-            self.conversation = self.store.create(self.app.model.id)
         try:
-            self.store.add(self.conversation, exchange, edited)
+            if self.conversation is None:
+                self.conversation = self.store.fork(self.app.model.id, "", (), exchange)
+            else:
+                self.store.add(self.conversation, exchange, edited)
         except Conflict:
             earlier = [e for e in self.transcript.exchanges if e is not edited]
-            title = f"{earlier[0].user if earlier else exchange.user} (copy)"
-            self.conversation = self.store.fork(self.app.model.id, title, earlier)
+            await self._copy(self.app.model.id, earlier, exchange)
             self.editing = False  # the copy is without it
-            await self.transcript.show(self.store.exchanges(self.conversation), self.app.catalogue)
-            self.store.add(self.conversation, exchange)
-            told = "This conversation was changed in another window too; here you are in a copy."
-            self.app.notify(told, timeout=8)
         else:
             if edited is not None:
                 await self.transcript.pop()
         self.stale = self.stale or edited is not None
+
+    async def choose(self, exchange: Exchange, reply: Reply) -> Exchange:
+        """Write that ``reply`` is the one that counts of an exchange; returns that as it is stored now.
+
+        Where another window has gone on with the conversation, in a copy of what is here.
+        """
+        assert self.conversation is not None
+        try:
+            self.store.choose(self.conversation, exchange, reply)
+        except Conflict:
+            exchanges = self.transcript.exchanges
+            number = next((n for n, e in enumerate(exchanges) if e.id == exchange.id), len(exchanges))
+            await self._copy(reply.model, [*exchanges[:number], exchange, *exchanges[number + 1 :]])
+            return self.transcript.exchanges[number]
+        return exchange
+
+    async def _copy(self, model: str, exchanges: list[Exchange], added: Exchange | None = None) -> None:
+        """Go on in a copy, which has ``exchanges`` and then ``added``, that is not shown yet."""
+        first = (*exchanges, added)[0]
+        assert first is not None
+        self.conversation = self.store.fork(model, f"{first.user} (copy)", exchanges, added)
+        copied = self.store.exchanges(self.conversation)[: len(exchanges)]
+        await self.app.query("#welcome").remove()
+        await self.transcript.show(copied, self.app.catalogue)
+        told = "This conversation was changed in another window too; here you are in a copy."
+        self.app.notify(told, timeout=8)
 
     async def show(self, exchange: Exchange, live: bool) -> None:
         """Put a new exchange at the end of the transcript."""
@@ -199,7 +242,8 @@ class Talk:
 
         app.feelings.tripped = None
         app.paint("waiting for the load to end…" if app.loader.behind else "…")
-        self._paintings = 0
+        app.panel.meter.clear()
+        self._paintings, self._began = 0, None
         self.speaking = Speaking(spoken, self.store, exchange, reply)
         app.painting.resume()
         app.set_timer(0.15, app.refresh_bindings)  # makes the footer anew, not between Enter and the next key's paint
@@ -210,6 +254,16 @@ class Talk:
         self._stopping.set()
         if self.speaking is not None and self.app.chat is not None:
             self.app.chat.stop()
+
+    def abandon(self) -> None:
+        """Store what came of a reply that does not end in time, as when a load keeps the engine busy."""
+        if self.speaking is None or self._message is None:
+            return
+        exchange, reply = self.speaking.exchange, replace(self._message.reply, text=self.last_said, state="cancelled")
+        try:
+            self.store.save_reply(exchange, reply)
+        except MLXEmotionError:
+            self.unsaved.append((exchange, reply))
 
     # Painting the reply under way.
 
@@ -250,8 +304,12 @@ class Talk:
             elif isinstance(event, Ended):
                 ended = event
         self._paintings += 1
-        if index >= 0 and self._paintings % SLOWLY == 1:
-            self.app.paint_header(f"{index + 1} tokens")
+        if index >= 0 and self._began is None:
+            self._began = index, now
+        if self._began is not None and index >= 0 and self._paintings % SLOWLY == 1:
+            first, since = self._began
+            speed = f" · {(index - first) / (now - since):.0f} tok/s" if index > first else ""
+            self.app.paint_header(f"{index + 1} tokens{speed}")
             self.app.panel.meter.refresh()
         if message is not None:
             message.write("".join(text), "".join(thoughts))
@@ -293,11 +351,22 @@ class Talk:
             self.app.warn("Only thoughts so far: a larger --max-tokens leaves room for the answer.")
         self.app.paint(f"{reply.tokens_per_second:.0f} tok/s" if reply.tokens_per_second else "")
 
-    def save_pending(self) -> None:
-        """Store what could not be stored when it happened."""
+    def save_pending(self, going_on: bool = False) -> None:
+        """Store what could not be stored when it happened.
+
+        What has no place in the file any more is given up when ``going_on``: the copy that is made then has it.
+        """
         while self.unsaved:
-            self.store.save_reply(*self.unsaved[0])
+            try:
+                self.store.save_reply(*self.unsaved[0])
+            except Conflict:
+                if not going_on:
+                    raise
             self.unsaved.pop(0)
+        if self.unchosen is not None:
+            with contextlib.suppress(Conflict):  # the other window's choice counts there, this one's in the copy
+                self.store.choose(*self.unchosen)
+            self.unchosen = None
 
     # Other replies to what was said.
 
@@ -314,11 +383,12 @@ class Talk:
         reply = self.blank()
         exchange = last.with_reply(reply)
         try:
-            self.save_pending()
-            self.store.save_reply(exchange, reply)
+            self.save_pending(going_on=True)
+            exchange = await self.choose(exchange, reply)
         except MLXEmotionError as error:
             self.app.warn(str(error))
             return
+        reply = exchange.reply or reply  # a copy has an id of its own
         number = len(exchanges) - 1
         if not self.transcript.first <= number < self.transcript.last:
             await self.transcript.reveal(number)
@@ -334,14 +404,15 @@ class Talk:
         number = chosen.number if chosen is not None else len(self.transcript.exchanges) - 1
         exchange = self.transcript.exchanges[number]
         ids = [r.id for r in exchange.replies]
-        if not ids or ids == [exchange.chosen]:
+        if len(ids) < 2:
             self.app.notify("There is no other reply; Ctrl+R makes one.", timeout=3)
             return
-        at = ids.index(exchange.chosen) if exchange.chosen in ids else -1
+        at = ids.index(exchange.reply.id) if exchange.reply is not None else -1
         reply = exchange.replies[(at + 1) % len(ids)]
         changed = replace(exchange, chosen=reply.id)
         try:
-            self.store.save_reply(changed, reply)
+            self.save_pending(going_on=True)
+            changed = await self.choose(changed, reply)
         except MLXEmotionError as error:
             self.app.warn(str(error))
             return
@@ -391,8 +462,9 @@ class Talk:
         self.app.action_message()
 
     def _leave(self) -> None:
-        """The chat knows another conversation, and what was edited is not in this one."""
+        """The chat knows another conversation; what was edited and what was read are not in this one."""
         self.stale = True
+        self.app.panel.meter.clear()
         if self.editing:
             self.app.box.put(self.end_editing())
             self.app.warn("")
@@ -405,7 +477,10 @@ class Talk:
         self._leave()
         await self.app.query("#welcome").remove()
         await self.transcript.show(exchanges, self.app.catalogue)
-        self.app.box.sent_before = [e.user for e in exchanges]
+        self.app.box.remember([e.user for e in exchanges])
+        if any(e.undecided for e in exchanges):
+            told = "Where a comparison was left without a choice, its first reply is shown; v goes through them."
+            self.app.notify(told, timeout=8)
 
 
 def tell(chat: Chat, exchanges: list[Exchange], again: bool = False) -> None:

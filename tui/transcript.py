@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from bisect import bisect
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from operator import itemgetter
 
+from rich.cells import cell_len
 from rich.console import Group, RenderableType
 from rich.markdown import Markdown as RichMarkdown
 from rich.padding import Padding
@@ -14,19 +19,26 @@ from textual import events
 from textual.binding import Binding
 from textual.color import Color
 from textual.containers import VerticalScroll
-from textual.geometry import Region, Size
+from textual.geometry import Offset, Region, Size
+from textual.selection import Selection
 from textual.strip import Strip
 from textual.widget import Widget
 from textual.widgets import Static
 
 from mlx_emotion import Emotion, Exchange, Reading, Reply
 
-from .looks import blend, colour_of, felt, parse, timeline
+from .looks import blend, clean, colour_of, felt, parse, timeline
 
 PAGE = 2
 """Exchanges mounted at once when the window moves."""
 WINDOW = 16
 """Exchanges kept mounted; the others are mounted when one scrolls to them."""
+SPARE = 0.5
+"""Screens of messages that are mounted beyond what is in view, so that there is something to scroll."""
+LEAST = 4
+"""Lines that an exchange takes at least, with its margin; to reckon how many fill a screen."""
+READ = 200
+"""Replies whose readings are kept, for the colours of their words."""
 TIMELINE = 24
 THOUGHTS_SHOWN = 1200
 """Characters of its thoughts that are painted while a model still thinks: the last ones."""
@@ -38,12 +50,58 @@ NOTES = {
 }
 
 
+FOUND = Style(reverse=True)
+EMPTY = Strip([Segment("")])
+"""An empty line; with a segment, for that is what a selection sees of a line."""
+
+
+def places(lines: Sequence[str], words: str) -> list[Selection]:
+    """Where ``words`` stand in painted ``lines``; a space in them may be a line break there."""
+    if not words.strip():
+        return []
+    starts = list(accumulate((len(line) + 1 for line in lines), initial=0))
+
+    def place(at: int) -> Offset:
+        line = bisect(starts, at) - 1
+        return Offset(at - starts[line], line)
+
+    found = re.finditer(r"\s+".join(map(re.escape, words.split())), "\n".join(lines), re.IGNORECASE)
+    return [Selection(place(match.start()), place(match.end())) for match in found]
+
+
+def restyled(strip: Strip, span: tuple[int, int] | None, style: Style) -> Strip:
+    """``strip`` with ``style`` over its characters from ``span[0]`` to ``span[1]``, -1 being the end."""
+    if span is None:
+        return strip
+    text, (first, last) = strip.text, span
+    start, end = cell_len(text[:first]), cell_len(text if last < 0 else text[:last])
+    middle = strip.crop(start, end)
+    over = Strip(Segment.apply_style(middle, post_style=style), middle.cell_length)
+    return Strip.join([strip.crop(0, start), over, strip.crop(max(start, end))])
+
+
 class UserMessage(Static, can_focus=True):
     """A message of the user's."""
 
     def __init__(self, text: str, number: int) -> None:
-        super().__init__(Text(text), classes="message user", markup=False)
-        self.source, self.number = text, number
+        self.source, self.number = clean(text), number
+        super().__init__(Text(self.source), classes="message user", markup=False)
+
+    @property
+    def lines(self) -> list[str]:
+        """The lines as they are painted."""
+        return [self.render_line(y).text.rstrip() for y in range(self.size.height)]
+
+    def places(self, words: str) -> list[Selection]:
+        """Where ``words`` are in it."""
+        return places(self.lines, words)
+
+    def mark(self, words: str) -> None:
+        """Mark ``words``; with none, take the marks away."""
+        text = Text(self.source)
+        if words:
+            text.highlight_words([words], FOUND, case_sensitive=False)
+        self.update(text, layout=False)
 
 
 class ReplyMessage(Widget, can_focus=True):
@@ -62,12 +120,14 @@ class ReplyMessage(Widget, can_focus=True):
         super().__init__(classes="message reply")
         self.reply, self.number, self.catalogue = reply, number, catalogue
         self.others, self.live = others, live
-        self.pieces: list[tuple[int, str]] = []
+        self.pieces: list[tuple[int, str]] = []  # these two outlive the widget, see Transcript
         self.readings: dict[int, Reading] = {}
-        self._thoughts = reply.thinking
+        self._thoughts = clean(reply.thinking)
         self._opened: bool | None = None  # as the user wants it
         self._answering = not live
         self._words = False
+        self._marked = ""
+        self._marks: list[Selection] = []
         self._text = ""  # what has come of a reply under way
         self._settled = 0  # characters of it in finished paragraphs
         self._above: list[Strip] = []  # head and thoughts
@@ -78,7 +138,7 @@ class ReplyMessage(Widget, can_focus=True):
     @property
     def source(self) -> str:
         """The text, or what there is of it so far."""
-        return self._text.strip() if self.live else self.reply.text
+        return self._text.strip() if self.live else clean(self.reply.text)
 
     @property
     def lines(self) -> list[str]:
@@ -106,25 +166,49 @@ class ReplyMessage(Widget, can_focus=True):
         self._paragraphs, self._settled = [], 0
         if self.live:
             self._grow()
-            return
-        below: list[RenderableType] = [self._coloured() if self._words else RichMarkdown(self.reply.text)]
-        if note := self._note():
-            below.append(Text(note, "italic dim"))
-        self._below = self._painted(*below)
+        else:
+            below: list[RenderableType] = [self._coloured() if self._words else RichMarkdown(self.source)]
+            if note := self._note():
+                below.append(Text(note, "italic dim"))
+            self._below = self._painted(*below)
+        self._marks = self.places(self._marked)
 
     def _grow(self) -> None:
         """Make the lines that follow the last finished paragraph."""
         end = self._text.rfind("\n\n", self._settled)
         if end > self._settled and self._text[:end].count("```") % 2 == 0:  # not within a block of code
-            self._paragraphs += [*self._painted(RichMarkdown(self._text[self._settled : end])), Strip([])]
+            self._paragraphs += [*self._painted(RichMarkdown(self._text[self._settled : end])), EMPTY]
             self._settled = end
         self._below = self._painted(RichMarkdown(self._text[self._settled :]))
 
     def _painted(self, *renderables: RenderableType) -> list[Strip]:
         options = self.app.console_options.update(width=self._width, height=None, highlight=False)
-        segments = self.app.console.render(Group(*renderables), options)
+        # Cleaned here too: Markdown turns ``&#8238;`` and the like into characters.
+        segments = (Segment(clean(s.text), s.style) for s in self.app.console.render(Group(*renderables), options))
         lines = Segment.split_and_crop_lines(segments, self._width, include_new_lines=False, pad=False)
-        return [Strip(line) for line in lines]
+        return [Strip(line) if line else EMPTY for line in lines]
+
+    # What is marked and selected.
+
+    def mark(self, words: str) -> None:
+        """Mark ``words``; with none, take the marks away."""
+        if words != self._marked:
+            self._marked = words
+            self._marks = self.places(words)
+            self.refresh()
+
+    def places(self, words: str) -> list[Selection]:
+        """Where ``words`` are in the text, not in what is above it."""
+        head = len(self._above)
+        return places([""] * head + self.lines[head:], words) if words else []
+
+    def get_selection(self, selection: Selection) -> tuple[str, str] | None:
+        lines = self.lines
+        if selection.start is not None and selection.start.y >= len(lines):  # they were more when it was made
+            return None
+        return selection.extract("\n".join(lines)), "\n"
+
+    # What is painted.
 
     def get_content_width(self, container: Size, viewport: Size) -> int:  # noqa: ARG002
         return container.width
@@ -136,10 +220,17 @@ class ReplyMessage(Widget, can_focus=True):
 
     def render_line(self, y: int) -> Strip:
         width, back = self.content_size.width, Style(bgcolor=self.rich_style.bgcolor)
+        at = y
         for part in (self._above, self._paragraphs, self._below):
-            if y < len(part):
-                return part[y].apply_style(self.rich_style).adjust_cell_length(width, back)
-            y -= len(part)
+            if at < len(part):
+                strip = part[at].apply_style(self.rich_style)
+                for mark in self._marks:
+                    strip = restyled(strip, mark.get_span(y), FOUND)
+                if (selection := self.text_selection) is not None:
+                    style = self.screen.get_component_rich_style("screen--selection")
+                    strip = restyled(strip, selection.get_span(y), style)
+                return strip.apply_offsets(0, y).adjust_cell_length(width, back)
+            at -= len(part)
         return Strip.blank(width, back)
 
     def _head(self, steps: Sequence[tuple[int, str]]) -> Text:
@@ -188,7 +279,7 @@ class ReplyMessage(Widget, can_focus=True):
 
     def _note(self) -> str:
         reply = self.reply
-        notes = [f"failed: {reply.error}" if reply.state == "failed" else NOTES.get(reply.state, "")]
+        notes = [f"failed: {clean(reply.error or '')}" if reply.state == "failed" else NOTES.get(reply.state, "")]
         if reply.guard:
             notes.append("the guard weakened the feeling: it began to loop")
         return "; ".join(n for n in notes if n)
@@ -197,8 +288,8 @@ class ReplyMessage(Widget, can_focus=True):
         """More of a reply under way."""
         begins = bool(text) and not self._answering
         self._answering = self._answering or begins
-        self._thoughts += thoughts
-        self._text = (self._text + text).lstrip()
+        self._thoughts += clean(thoughts)
+        self._text = (self._text + clean(text)).lstrip()
         if thoughts or (begins and self._thoughts):
             self.describe()
             return
@@ -218,9 +309,11 @@ class ReplyMessage(Widget, can_focus=True):
     def finish(self, reply: Reply) -> None:
         """The reply is complete: painted once more as a whole."""
         self.reply = reply
-        self._thoughts = reply.thinking
+        self._thoughts = clean(reply.thinking)
         self._answering = True
         self.live = False
+        for index, reading in self.readings.items():  # the strongest is all that is shown, and they are kept
+            self.readings[index] = Reading(index, (max(reading.own, key=itemgetter(1)),) if reading.own else (), ())
         self.describe()
 
     def toggle_words(self) -> bool:
@@ -238,7 +331,8 @@ class ReplyMessage(Widget, can_focus=True):
         shown: set[str] = set()
         for index, piece in self.pieces:
             reading = self.readings.get(index)
-            name, value = max(reading.own, key=lambda pair: pair[1]) if reading else ("", 0.0)
+            name, value = max(reading.own if reading else (), key=itemgetter(1), default=("", 0.0))
+            piece = clean(piece)
             if value < 0.25:
                 text.append(piece)
                 continue
@@ -255,7 +349,11 @@ class ReplyMessage(Widget, can_focus=True):
 
 
 class Transcript(VerticalScroll, can_focus=False):
-    """All exchanges of a conversation; only a window of them is mounted."""
+    """All exchanges of a conversation; only a window of them is mounted.
+
+    What mounts and unmounts does so within ``batch``, whose lock one task may take several times: what is
+    mounted is ``first`` to ``last`` whenever it is free.
+    """
 
     BINDINGS = [
         Binding("up", "pick(-1)", "Earlier", show=False),
@@ -275,8 +373,10 @@ class Transcript(VerticalScroll, can_focus=False):
         self.exchanges: list[Exchange] = []
         self.catalogue: Mapping[str, Emotion] = {}
         self.first = self.last = 0
+        self._most = WINDOW
         self._hidden: list[UserMessage | ReplyMessage] = []
         self._moving = False
+        self._read: dict[str, tuple[list[tuple[int, str]], dict[int, Reading]]] = {}
 
     # What is shown.
 
@@ -284,57 +384,76 @@ class Transcript(VerticalScroll, can_focus=False):
         exchange = self.exchanges[number]
         found: list[UserMessage | ReplyMessage] = [UserMessage(exchange.user, number)]
         if exchange.reply is not None:
-            found.append(ReplyMessage(exchange.reply, number, self.catalogue, len(exchange.replies) - 1, live))
+            reply = ReplyMessage(exchange.reply, number, self.catalogue, len(exchange.replies) - 1, live)
+            if live:
+                self._read[exchange.reply.id] = (reply.pieces, reply.readings)
+                if len(self._read) > READ:
+                    del self._read[next(iter(self._read))]
+            elif exchange.reply.id in self._read:
+                reply.pieces, reply.readings = self._read[exchange.reply.id]
+            found.append(reply)
         return found
 
     async def show(self, exchanges: Sequence[Exchange], catalogue: Mapping[str, Emotion]) -> None:
         """Another conversation; its end is in view."""
-        self.exchanges, self.catalogue = list(exchanges), catalogue
-        await self._window(max(0, len(self.exchanges) - WINDOW), len(self.exchanges))
+        async with self.batch():
+            self.exchanges, self.catalogue = list(exchanges), catalogue
+            await self._window(max(0, len(self.exchanges) - WINDOW), len(self.exchanges))
         self.anchor()
         self.scroll_end(animate=False)
 
     async def _window(self, first: int, last: int) -> None:
+        """Mount exchanges ``first`` to ``last`` and no others."""
         async with self.batch():
             await self._unmount(range(self.first, self.last))
-            self.first, self.last = first, last
+            self.first, self.last, self._most = first, last, WINDOW
             await self._mount(range(first, last))
+
+    async def _last_window(self) -> None:
+        """Have the end mounted."""
+        async with self.batch():
+            if self.last != len(self.exchanges):
+                await self._window(max(0, len(self.exchanges) - WINDOW), len(self.exchanges))
 
     async def append(self, exchange: Exchange, live: bool = False) -> ReplyMessage | None:
         """A new exchange at the end, in view; returns its reply's widget."""
-        if self.last != len(self.exchanges):
-            await self._window(max(0, len(self.exchanges) - WINDOW), len(self.exchanges))
-        number = len(self.exchanges)
-        self.exchanges.append(exchange)
-        self.last = number + 1
-        widgets = self._widgets(number, live)
-        await self.mount_all(widgets)
-        surplus = self.last - self.first - WINDOW
-        if surplus >= PAGE:
-            await self._unmount(range(self.first, self.first + surplus))
-            self.first += surplus
+        async with self.batch():
+            await self._last_window()
+            number = len(self.exchanges)
+            self.exchanges.append(exchange)
+            self.last = number + 1
+            widgets = self._widgets(number, live)
+            await self.mount_all(widgets)
+            surplus = self.last - self.first - self._most
+            if surplus >= PAGE:
+                await self._unmount(range(self.first, self.first + surplus))
+                self.first += surplus
         self.anchor()
         return widgets[-1] if isinstance(widgets[-1], ReplyMessage) else None
 
     async def replace(self, number: int, exchange: Exchange, live: bool = False) -> ReplyMessage | None:
         """Another reply in the place of an exchange's; returns its widget where it is mounted."""
-        self.exchanges[number] = exchange
-        old = self.of(number)
-        if not old:
-            return None
-        user, *replies = old
-        await self.remove_children(replies)
-        _, *new = self._widgets(number, live)
-        await self.mount_all(new, after=user)
+        async with self.batch():
+            self.exchanges[number] = exchange
+            if live and not self.first <= number < self.last:
+                await self._last_window()
+            old = self.of(number)
+            if not old:
+                return None
+            user, *replies = old
+            await self.remove_children(replies)
+            _, *new = self._widgets(number, live)
+            await self.mount_all(new, after=user)
         return new[0] if new and isinstance(new[0], ReplyMessage) else None
 
     async def pop(self) -> None:
         """Take the last exchange away."""
-        number = len(self.exchanges) - 1
-        self.exchanges.pop()
-        await self._unmount(range(number, number + 1))
-        self.last = min(self.last, number)
-        self.first = min(self.first, self.last)
+        async with self.batch():
+            number = len(self.exchanges) - 1
+            self.exchanges.pop()
+            await self._unmount(range(number, number + 1))
+            self.last = min(self.last, number)
+            self.first = min(self.first, self.last)
 
     def update(self, number: int, reply: Reply) -> None:
         """Remember what a reply has become, without painting."""
@@ -362,8 +481,9 @@ class Transcript(VerticalScroll, can_focus=False):
 
     async def unmount_hidden(self) -> None:
         """Unmount what was kept for as long as it was spoken."""
-        hidden, self._hidden = self._hidden, []
-        await self.remove_children(hidden)
+        async with self.batch():
+            hidden, self._hidden = self._hidden, []
+            await self.remove_children(hidden)
 
     @property
     def messages(self) -> list[UserMessage | ReplyMessage]:
@@ -378,61 +498,93 @@ class Transcript(VerticalScroll, can_focus=False):
 
     def watch_scroll_y(self, old: float, new: float) -> None:
         super().watch_scroll_y(old, new)
-        if self._moving or not self.exchanges:
-            return
-        if new < old and new <= 3 and self.first > 0:
+        if new < old and new <= 3:
+            self._begin_move(-PAGE)
+        elif new > old and new >= self.max_scroll_y - 3:
+            self._begin_move(PAGE)
+
+    def watch_virtual_size(self) -> None:
+        self._fill()
+
+    def on_resize(self) -> None:
+        self._fill()
+
+    def _fill(self) -> None:
+        """Mount more where what is mounted is too little to be scrolled."""
+        missing = (1 + SPARE) * self.size.height - self.virtual_size.height
+        if missing > 0:
+            count = max(PAGE, round(missing / LEAST))
+            self._begin_move(-count if self.first > 0 else count, more=True)
+
+    def _begin_move(self, by: int, more: bool = False) -> None:
+        if not self._moving and (self.first > 0 if by < 0 else self.last < len(self.exchanges)):
             self._moving = True
-            self.run_worker(self._earlier(), exclusive=False)
-        elif new > old and new >= self.max_scroll_y - 3 and self.last < len(self.exchanges):
-            self._moving = True
-            self.run_worker(self._later(), exclusive=False)
+            self.run_worker(self._move(by, more), exclusive=False, exit_on_error=False)
 
-    async def _earlier(self) -> None:
-        numbers = range(max(0, self.first - PAGE), self.first)
-        keep = min(self.last, numbers.start + WINDOW)
-        await self._move(numbers, range(keep, self.last), before=True)
+    async def _move(self, by: int, more: bool = False) -> None:
+        """Mount so many exchanges more, before the first ones if it is negative, without moving what is in view.
 
-    async def _later(self) -> None:
-        numbers = range(self.last, min(len(self.exchanges), self.last + PAGE))
-        keep = max(self.first, numbers.stop - WINDOW)
-        await self._move(numbers, range(self.first, keep), before=False)
-
-    async def _move(self, new: range, old: range, before: bool) -> None:
-        """Mount exchanges ``new`` and unmount ``old`` at once, without moving what is in view."""
-        messages = self.messages
-        fixed = messages[0 if before else -1]
-        was = fixed.virtual_region.y
+        As many are unmounted at the other end, but where there are to be ``more``.
+        """
+        settles = False
         try:
             async with self.batch():
-                await self._mount(new, fixed if before else None)
-                await self._unmount(old)
-            self.first = min(new.start, self.first) if before else max(self.first, old.stop)
-            self.last = min(self.last, old.start) if before and old else max(self.last, new.stop)
-            self.call_after_refresh(self._settle, fixed, was)
-        except BaseException:
-            self._moving = False
-            raise
+                first, last = max(0, self.first + min(by, 0)), min(len(self.exchanges), self.last + max(by, 0))
+                messages = self.messages
+                if not messages:
+                    return
+                if more:
+                    self._most = max(self._most, last - first)
+                fixed = messages[0 if by < 0 else -1]
+                was = fixed.virtual_region.y
+                if by < 0:
+                    await self._mount(range(first, self.first), fixed)
+                else:
+                    await self._mount(range(self.last, last))
+                self.first, self.last = first, last
+                surplus = max(0, last - first - self._most)
+                if by < 0:
+                    await self._unmount(range(last - surplus, last))
+                    self.last -= surplus
+                else:
+                    await self._unmount(range(first, first + surplus))
+                    self.first += surplus
+            settles = self.call_after_refresh(self._settle, fixed, was)
+        finally:
+            self._moving = settles
 
     def _settle(self, fixed: UserMessage | ReplyMessage, was: int) -> None:
-        moved = fixed.virtual_region.y - was
-        if moved:
-            self.scroll_to(y=self.scroll_y + moved, animate=False, immediate=True)
+        if fixed.is_attached and fixed.display and (moved := fixed.virtual_region.y - was):
+            self.scroll_y += moved  # not scroll_to, which would release the anchor
+            self.scroll_target_y = self.scroll_y
         self._moving = False
+        self._fill()
 
     async def reveal(self, number: int, words: str = "") -> None:
         """Bring exchange ``number`` into view, its message that has ``words`` chosen."""
-        if not self.first <= number < self.last:
-            self._moving = True
-            try:
-                await self._window(max(0, number - 2), min(len(self.exchanges), number + WINDOW // 2))
-            finally:
-                self._moving = False
+        async with self.batch():
+            if not 0 <= number < len(self.exchanges):
+                return
+            if not self.first <= number < self.last:
+                self._moving = True
+                try:
+                    await self._window(max(0, number - 2), min(len(self.exchanges), number + WINDOW // 2))
+                finally:
+                    self._moving = False
         self.release_anchor()
         for widget in self.of(number):
             if words.lower() in widget.source.lower():
                 widget.focus(scroll_visible=False)
-                self.call_after_refresh(self.scroll_to_widget, widget, animate=False)
+                self.call_after_refresh(self._show_words, widget, words)
                 return
+
+    def _show_words(self, widget: UserMessage | ReplyMessage, words: str) -> None:
+        """Bring a message into view; of one that is taller than that, the line that has ``words``."""
+        if widget.size.height > self.size.height and (found := widget.places(words)):
+            line = Region(0, widget.virtual_region.y + (found[0].start or Offset()).y, 1, 1)
+            self.scroll_to_region(line, animate=False, center=True)
+        else:
+            self.scroll_to_widget(widget, animate=False)
 
     # Choosing a message.
 
@@ -452,14 +604,30 @@ class Transcript(VerticalScroll, can_focus=False):
         if not messages:
             return
         at = messages.index(self.chosen) + by if self.chosen in messages else len(messages) - 1
-        if at >= len(messages):
+        if self.first > 0 if at < 0 else at >= len(messages) and self.last < len(self.exchanges):
+            self.call_later(self._pick_beyond, by)
+        elif at >= len(messages):
             self.call_later(self.app.run_action, "message")
-            return
-        messages[max(0, at)].focus()
+        else:
+            messages[max(0, at)].focus()
+
+    async def _pick_beyond(self, by: int) -> None:
+        """Choose a message that is not mounted yet."""
+        chosen = self.chosen
+        await self._move(by * PAGE)
+        messages = self.messages
+        if chosen in messages:
+            messages[min(max(0, messages.index(chosen) + by), len(messages) - 1)].focus()
 
     async def action_ends(self, last: int) -> None:
-        if self.exchanges:
-            await self.reveal(len(self.exchanges) - 1 if last else 0)
+        if not last:
+            await self.reveal(0)
+            return
+        await self._last_window()
+        if self.messages:
+            self.messages[-1].focus(scroll_visible=False)
+        self.anchor()
+        self.scroll_end(animate=False)
 
     def on_click(self, event: events.Click) -> None:
         if event.widget is self:

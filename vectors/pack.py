@@ -26,6 +26,9 @@ SCHEMA = 1
 MAX_HEADER = 4 << 20
 MAX_LAYERS, MAX_WIDTH, MAX_EMOTIONS = 1024, 1 << 17, 512
 SITES = ("attention", "residual")
+MAX_SCALE = float(np.finfo(np.float32).max)
+MAX_TOLD = 8
+"""How many wrong fields an error names."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,11 @@ class Identity:
     width: int
 
 
-OTHER_FIELDS = {
+REQUIRED = ("model", "site", "emotions")
+FIELDS: dict[str, type] = {
+    "model": dict,
+    "site": str,
+    "emotions": dict,
     **dict.fromkeys(("positions", "method", "created"), str),
     **dict.fromkeys(("queries", "decoding", "calibration", "versions"), dict),
 }
@@ -92,61 +99,74 @@ class PackInfo:
 
     @classmethod
     def from_json(cls, text: str) -> PackInfo:
-        """Raises ``ValueError`` that names a field which is missing or of the wrong kind."""
+        """Raises ``ValueError`` that names every field which is missing or wrong."""
         data = json.loads(text)
         if not isinstance(data, dict):
             raise ValueError("metadata is not an object")
         if data.get("schema") != SCHEMA:
-            raise ValueError(f"schema {data.get('schema')!r}, this version reads {SCHEMA}")
-        known = {f.name for f in dataclasses.fields(cls)}
-        if unknown := set(data) - known:
-            raise ValueError(f"unknown fields {', '.join(sorted(unknown))}")
-        for name, kind in (("model", dict), ("site", str), ("emotions", dict)):
-            _check(name, data.get(name), kind)
-        for name, kind in OTHER_FIELDS.items():
-            if name in data:
-                _check(name, data[name], kind)
+            raise ValueError(f"schema {data.get('schema')!r:.60}, this version reads {SCHEMA}")
+        if problems := list(_problems(data)):
+            more = f"; and {len(problems) - MAX_TOLD} more" if len(problems) > MAX_TOLD else ""
+            raise ValueError("; ".join(problems[:MAX_TOLD]) + more)
+        return cls(**{**data, "model": Identity(**data["model"])})
+
+
+def _problems(data: dict[str, Any]) -> Iterator[str]:
+    """What is wrong with metadata, field by field."""
+    if unknown := set(data) - {f.name for f in dataclasses.fields(PackInfo)}:
+        yield f"unknown fields {', '.join(sorted(unknown))}"
+    for name, kind in FIELDS.items():
+        if name in data or name in REQUIRED:
+            yield from _unlike(name, data.get(name), kind)
+    if isinstance(data.get("site"), str) and data["site"] not in SITES:
+        yield f"site {data['site']!r:.60}, wanted attention or residual"
+    yield from _unlike_scale("base_scale", data.get("base_scale"))
+    model, emotions = data.get("model"), data.get("emotions")
+    if isinstance(model, dict):
         for name, kind in Identity.__annotations__.items():
-            _check(f"model.{name}", data["model"].get(name), {"str": str, "int": int}[kind])
-        if unknown := set(data["model"]) - set(Identity.__annotations__):
-            raise ValueError(f"unknown fields {', '.join(f'model.{n}' for n in sorted(unknown))}")
-        info = cls(**{**data, "model": Identity(**data["model"])})
-        if info.site not in SITES:
-            raise ValueError(f"site {info.site!r}, wanted attention or residual")
-        for what, value, most in (
-            ("layers", info.model.layers, MAX_LAYERS),
-            ("width", info.model.width, MAX_WIDTH),
-            ("emotions", len(info.emotions), MAX_EMOTIONS),
-        ):
-            if not isinstance(value, int) or not 1 <= value <= most:
-                raise ValueError(f"{what} is {value!r}, wanted 1 to {most}")
-        for name, entry in info.emotions.items():
-            _check(f"emotions.{name}", entry, dict)
-            if not name.isprintable() or not name.strip():
-                raise ValueError(f"{name!r:.60} cannot be the name of an emotion")
-            _check(f"count of {name}", entry.get("count", 0), int)
-        scales = {f"scale of {n}": e.get("scale") for n, e in info.emotions.items()} | {"base_scale": info.base_scale}
-        for name, scale in scales.items():
-            if scale is not None and not (isinstance(scale, int | float) and np.isfinite(scale)):
-                raise ValueError(f"{name} is {scale!r:.60}, wanted a finite number or null")
-        for name, entry in info.emotions.items():
-            if "valence" in entry or "arousal" in entry:
-                for what in ("valence", "arousal"):
-                    if not isinstance(entry.get(what), int | float) or not -1 <= entry[what] <= 1:
-                        raise ValueError(f"{what} of {name} is {entry.get(what)!r}, wanted -1 to 1")
-            wordings = entry.get("instructions") or []
-            if not isinstance(wordings, list) or not all(isinstance(w, str) for w in wordings):
-                raise ValueError(f"instructions of {name} are not a list of texts")
-            if not re.fullmatch("#[0-9a-fA-F]{6}", entry.get("colour") or GREY):
-                raise ValueError(f"colour of {name} is {entry['colour']!r}, wanted #rrggbb")
-        return info
+            yield from _unlike(f"model.{name}", model.get(name), {"str": str, "int": int}[kind])
+        if unknown := set(model) - set(Identity.__annotations__):
+            yield f"unknown fields {', '.join(f'model.{n}' for n in sorted(unknown))}"
+        for name, most in (("layers", MAX_LAYERS), ("width", MAX_WIDTH)):
+            if isinstance(model.get(name), int) and not 1 <= model[name] <= most:
+                yield f"{name} is {model[name]!r:.60}, wanted 1 to {most}"
+    if isinstance(emotions, dict):
+        if not 1 <= len(emotions) <= MAX_EMOTIONS:
+            yield f"emotions is {len(emotions)}, wanted 1 to {MAX_EMOTIONS}"
+        for name, entry in emotions.items():
+            yield from _problems_of(name, entry)
 
 
-def _check(name: str, value: Any, kind: type) -> None:
-    """Raises ``ValueError`` for a ``value`` that is no ``kind``."""
+def _problems_of(name: str, entry: Any) -> Iterator[str]:
+    """What is wrong with one emotion's metadata."""
+    if not name.isprintable() or not name.strip():
+        yield f"{name!r:.60} cannot be the name of an emotion"
+    yield from _unlike(f"emotions.{name}", entry, dict)
+    if not isinstance(entry, dict):
+        return
+    yield from _unlike(f"count of {name}", entry.get("count", 0), int)
+    yield from _unlike_scale(f"scale of {name}", entry.get("scale"))
+    for what in ("valence", "arousal") if "valence" in entry or "arousal" in entry else ():
+        if not isinstance(entry.get(what), int | float) or not -1 <= entry[what] <= 1:
+            yield f"{what} of {name} is {entry.get(what)!r:.60}, wanted -1 to 1"
+    wordings = entry.get("instructions") or []
+    if not isinstance(wordings, list) or not all(isinstance(w, str) for w in wordings):
+        yield f"instructions of {name} are not a list of texts"
+    colour = entry.get("colour") or GREY
+    if not isinstance(colour, str) or not re.fullmatch("#[0-9a-fA-F]{6}", colour):
+        yield f"colour of {name} is {colour!r:.60}, wanted #rrggbb"
+
+
+def _unlike(name: str, value: Any, kind: type) -> Iterator[str]:
+    """That ``value`` is no ``kind``, if so."""
     if not isinstance(value, kind) or isinstance(value, bool):
         wanted = {dict: "an object", str: "text", int: "a number"}[kind]
-        raise ValueError(f"field {name} is {'missing' if value is None else repr(value)[:60]}, wanted {wanted}")
+        yield f"field {name} is {'missing' if value is None else repr(value)[:60]}, wanted {wanted}"
+
+
+def _unlike_scale(name: str, value: Any) -> Iterator[str]:
+    if value is not None and not (isinstance(value, int | float) and abs(value) <= MAX_SCALE):
+        yield f"{name} is {value!r:.60}, wanted a finite number or null"
 
 
 class EmotionVectors(Mapping[str, np.ndarray]):

@@ -80,6 +80,9 @@ def main(arguments: list[str] | None = None) -> int:
     except MLXEmotionError as error:
         return fail(str(error), error.exit_status)
     except click.UsageError as error:
+        if error.ctx and isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ())):  # a group alone
+            click.echo(error.ctx.get_help())
+            return 0
         where = f" (see `{error.ctx.command_path} --help`)" if error.ctx else ""
         return fail(f"{error.format_message()}{where}", 2)
     except click.ClickException as error:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from .options import ADAPTER, MODEL, SITE, TRUST
 from .progress import progress_bar, stop_on_interrupt
+
+if TYPE_CHECKING:
+    from ..session import Voice
 
 
 @click.command(name="calibrate")
@@ -40,20 +44,23 @@ def command(
 
     check_seed(seed)
     vectors = EmotionVectors.load(resolve(pack), samples=True) if pack else None
-    with stop_on_interrupt() as stop:
-        loaded = load(
-            model, vectors=vectors, site=site, adapter=adapter, force=force, trust_remote_code=trust_remote_code
-        )
-        if vectors is None and loaded.vectors is not None and loaded.vectors.path is not None:
-            vectors = EmotionVectors.load(loaded.vectors.path, samples=True)
-        if vectors is None or vectors.path is None:
-            raise PackError(f"no pack for {loaded.id} on this machine; make one with `mlx-emotion extract`")
-        path = Path(vectors.path)
-        if not pack and path.parent == shipped_packs():
-            raise PackError(f"{path} ships with the package; name it to calibrate it, or extract a pack of your own")
-        with progress_bar("calibrating") as update:
-            loaded.run(lambda voice: Calibration(voice, vectors, seed, stop.is_set).run(update))
-        vectors.save(path)
+    loaded = load(model, vectors=vectors, site=site, adapter=adapter, force=force, trust_remote_code=trust_remote_code)
+    if vectors is None and loaded.vectors is not None and loaded.vectors.path is not None:
+        vectors = EmotionVectors.load(loaded.vectors.path, samples=True)
+    if vectors is None or vectors.path is None:
+        raise PackError(f"no pack for {loaded.id} on this machine; make one with `mlx-emotion extract`")
+    path = Path(vectors.path)
+    if not pack and path.parent == shipped_packs():
+        raise PackError(f"{path} ships with the package; name it to calibrate it, or extract a pack of your own")
+    with stop_on_interrupt() as stop, progress_bar("calibrating") as update:
+
+        def work(voice: Voice) -> None:
+            calibration = Calibration(voice, vectors, seed, stop.is_set)
+            calibration.run(update)
+            vectors.save(path)
+            calibration.forget()
+
+        loaded.run(work)
     for name, entry in vectors.info.emotions.items():
         click.echo(f"{name:12}{entry['scale']:g}")
     click.echo(f"{'base':12}{vectors.info.base_scale:g}")

@@ -14,7 +14,7 @@ import click
 
 from ..errors import MLXEmotionError, UsageError
 from ..options import check_seed
-from .options import generation_options, load, one_line, session_options
+from .options import early_feeling, generation_options, load, one_line, session_options
 
 if TYPE_CHECKING:
     from ..events import Event
@@ -26,7 +26,7 @@ HELP = """\
 /neutral         feel nothing
 /again [SPEC]    answer the last message again, maybe with another feeling
 /reset           forget the conversation
-/save [FILE]     write the conversation to a JSON file
+/save [FILE]     write the conversation to a new JSON file
 /help            this list
 /quit            leave (also Ctrl-D)"""
 
@@ -47,11 +47,7 @@ def command(plain: bool, resume: str | None, **given: Any) -> int | None:
 
         loading = {n: given[n] for n in ("vectors", "site", "force", "adapter", "trust_remote_code")}
         return run(given["model"], feeling=given["emotion"], seed=seed, resume=resume, loading=loading, options=options)
-    if given["vectors"] is None and given["model"] is None:
-        from ..emotions import Feeling
-        from ..model import known_emotions
-
-        Feeling.of(given["emotion"], known_emotions())  # a typo is told before the model is loaded
+    early_feeling(given)
     if resume is not None:
         raise UsageError("--resume needs the terminal app: a terminal, and no --plain")
     model = load(given)
@@ -72,6 +68,7 @@ class PlainChat:
     def __init__(self, model: Model, chat: Chat, seed: int | None, interactive: bool) -> None:
         self.model, self.chat, self.seed, self.interactive = model, chat, seed, interactive
         self.felt = chat.feeling  # the last one that was not neutral, for /intensity
+        self.attempt = 0  # of the last message's answers
 
     def say(self, text: str) -> None:
         """To stderr: answers alone go to stdout."""
@@ -103,6 +100,7 @@ class PlainChat:
                 continue
             try:
                 if not re.match(r"/\w*(\s|$)", text):  # "/usr/bin is full" is a message
+                    self.attempt = 0
                     self.answer(self.chat.stream(text, seed=self.seed))
                 elif self.obey(*text.split(maxsplit=1)):
                     return status
@@ -156,7 +154,9 @@ class PlainChat:
         elif name == "/neutral":
             self.say(f"feeling {self.chat.feel('neutral')}")
         elif name == "/again":
-            self.answer(self.chat.again(rest or None, seed=self.seed))
+            self.attempt += 1  # with the same seed it would be the same answer
+            seed = None if self.seed is None else (self.seed + self.attempt) % 2**63
+            self.answer(self.chat.again(rest or None, seed=seed))
         elif name == "/reset":
             self.chat.reset()
             self.say("forgotten")
@@ -187,6 +187,8 @@ class PlainChat:
 
         stamp = f"{datetime.now():%Y-%m-%d-%H%M%S}.json"
         path = Path(name).expanduser() if name else conversations_folder() / stamp
+        if path.exists():
+            raise UsageError(f"{path} is there already; give another name")
         content = {"model": self.model.id, "feeling": str(self.chat.feeling), "messages": self.chat.messages}
         with atomic_write(path) as temporary:
             temporary.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")

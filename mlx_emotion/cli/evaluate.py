@@ -92,24 +92,23 @@ def command(**given: Any) -> None:
         judging.check()
     if stage in (None, "report"):
         need_figures()  # before hours of work, not after
-    with stop_on_interrupt() as stop:
-        if stage in (None, "generate"):
-            model = load(given)
-            plan = plan_for(
-                model,
-                **{k: given[k] for k in ("emotions", "scales", "intensities", "queries", "limit", "parts", "top_p")},
-                **{k: given[k] for k in ("max_tokens", "batch_size", "seed", "think")},
-                temperature=given["temp"],
-            )
-            click.echo(f"{len(plan.tasks)} answers to make in {run.folder}", err=True)
-            with progress_bar("generating") as update:
-                name, adapter = given["model"] or default_model(), given["adapter"]
-                make_answers(model, name, plan, run, given["restart"], update, stop.is_set, adapter)
-            model.close()
-            del model, plan  # its memory is the judges' now
-        if stage in (None, "score"):
-            with progress_bar("scoring") as update:
-                score(run, judging, update, stop.is_set)
+    if stage in (None, "generate"):
+        model = load(given)
+        plan = plan_for(
+            model,
+            **{k: given[k] for k in ("emotions", "scales", "intensities", "queries", "limit", "parts", "top_p")},
+            **{k: given[k] for k in ("max_tokens", "batch_size", "seed", "think")},
+            temperature=given["temp"],
+        )
+        click.echo(f"{len(plan.tasks)} answers to make in {run.folder}", err=True)
+        with stop_on_interrupt() as stop, progress_bar("generating") as update:
+            name, adapter = given["model"] or default_model(), given["adapter"]
+            make_answers(model, name, plan, run, given["restart"], update, stop.is_set, adapter)
+        model.close()
+        del model, plan  # its memory is the judges' now
+    if stage in (None, "score"):
+        with stop_on_interrupt() as stop, progress_bar("scoring") as update:
+            score(run, judging, update, stop.is_set)
     if stage in (None, "report"):
         for path in make_report(run)[:2]:
             click.echo(str(path))

@@ -69,21 +69,21 @@ def command(
     from .. import load
 
     loaded = load(model, site=site or "attention", adapter=adapter, trust_remote_code=trust_remote_code)
-    from ..library import lost_by, make_pack, pack_path
+    from ..library import lost_by, make_pack
 
-    path = Path(output) if output else pack_path(loaded)
     if not output and (lost := lost_by(loaded, plan)):
         raise UsageError(f"{lost}; give --output, and `mlx-emotion vectors merge` joins two packs")
     with stop_on_interrupt() as stop, stage_bars() as show:
-        make_pack(
+        pack = make_pack(
             loaded,
             progress=show,
             stopped=stop.is_set,
             plan=plan,
-            path=path,
+            path=Path(output) if output else None,
             batch_size=batch_size,
             calibrate=not no_calibrate,
             seed=seed,
             restart=restart,
+            replace=True,  # asked above, with another way out
         )
-    click.echo(str(path))
+    click.echo(str(pack.path))

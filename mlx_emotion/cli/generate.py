@@ -11,7 +11,7 @@ import click
 
 from ..errors import UsageError
 from ..options import check_seed
-from .options import generation_options, load, one_line, session_options
+from .options import early_feeling, generation_options, load, one_line, session_options
 
 MAX_PROMPT = 1 << 20
 
@@ -29,13 +29,10 @@ def command(prompt: str, as_json: bool, **given: Any) -> None:
         raise UsageError("the prompt is empty")
     if len(prompt) > MAX_PROMPT:
         raise UsageError(f"the prompt is longer than {MAX_PROMPT} characters")
-    from ..emotions import Feeling
     from ..events import Done, Thought, Token
-    from ..model import known_emotions
 
-    if given["vectors"] is None and given["model"] is None:
-        Feeling.of(given["emotion"], known_emotions())  # a typo is told before the model is loaded
-    if given["scale"] is not None and given["emotion"].strip() == "neutral":
+    feeling = early_feeling(given)
+    if given["scale"] is not None and feeling is not None and feeling.neutral:
         raise UsageError("--scale says how strong, not what: name an emotion too, as in --emotion fear --scale 2")
     model = load(given)
     chat = model.chat(given["emotion"], **options)

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
 from pathlib import Path
 
 import click
 
-from .options import print_table
+from .options import one_line, print_table
 
 
 @click.group(name="history", invoke_without_command=True)
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
+@click.option("--deleted", is_flag=True, help="List those that `undelete` can still bring back, and until when.")
 @click.pass_context
-def command(ctx: click.Context, as_json: bool) -> None:
+def command(ctx: click.Context, as_json: bool, deleted: bool) -> None:
     """The conversations of the terminal app: list, export, import, rename, delete.
 
     A conversation is named by its title or by the beginning of its id.
@@ -23,21 +25,23 @@ def command(ctx: click.Context, as_json: bool) -> None:
     if ctx.invoked_subcommand is not None:
         return
     store = _store()
-    found = store.conversations()
+    found = store.conversations(deleted)
     if as_json:
-        click.echo(json.dumps([dataclasses.asdict(c) for c in found], indent=1))
+        click.echo(json.dumps([dataclasses.asdict(c) | {"until": c.until} for c in found], indent=1))
         return
     if not found:
-        click.echo("no conversation yet; `mlx-emotion chat` begins one", err=True)
+        told = "no conversation yet; `mlx-emotion chat` begins one"
+        click.echo("nothing was deleted in the last week" if deleted else told, err=True)
         return
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False)
-    for column in ("id", "updated", "messages", "model", "title"):
+    for column in ("id", "until" if deleted else "updated", "messages", "model", "title"):
         table.add_column(column, no_wrap=column != "title")
     for c in found:
-        table.add_row(c.id[:8], c.updated[:16].replace("T", " "), str(c.exchanges), Text(c.model), Text(c.title))
+        when = (c.until or c.updated)[:16].replace("T", " ")
+        table.add_row(c.id[:8], when, str(c.exchanges), Text(one_line(c.model)), Text(one_line(c.title)))
     print_table(table)
 
 
@@ -52,16 +56,17 @@ def export(conversation: str, kind: str, output: str | None) -> None:
     store = _store()
     id_ = store.find(conversation).id
     if output is None:
-        sys.stdout.write(as_text(store.export(id_), kind))
+        text = as_text(store.export(id_), kind)
+        sys.stdout.write(one_line(text) if sys.stdout.isatty() else text)
     else:
-        click.echo(str(export_file(store, id_, Path(output).expanduser(), kind)))
+        click.echo(str(export_file(store, id_, _path(output), kind)))
 
 
 @command.command(name="import")
 @click.argument("file")
 def import_(file: str) -> None:
     """Read a conversation from exported JSON; prints its new id."""
-    click.echo(_store().import_file(Path(file).expanduser()))
+    click.echo(_store().import_file(_path(file)))
 
 
 @command.command(name="rename")
@@ -91,10 +96,15 @@ def undelete(conversation: str) -> None:
     store.undelete(store.find(conversation, deleted=True).id)
 
 
+def _path(given: str) -> Path:
+    return Path(os.path.expanduser(given))  # Path's own raises for a user that does not exist
+
+
 def _store():
     from ..store import Store
 
     store = Store()
+    click.get_current_context().call_on_close(store.close)
     if store.aside is not None:
         click.echo(f"mlx-emotion: the conversations could not be read; that file is kept as {store.aside}", err=True)
     return store

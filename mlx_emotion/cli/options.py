@@ -7,15 +7,20 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..options import HISTORY, POSITIONS, THINK
+
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from ..emotions import Feeling
     from ..model import Model
+
+SITES = ("attention", "residual")  # again: the library's are in modules that import numpy and mlx
 
 MODEL = click.option(
     "--model", "-m", metavar="M", help="A model folder or Hugging Face id. Default: the configured one, else embedded."
 )
-SITE = click.option("--site", type=click.Choice(["attention", "residual"]), help="Where vectors are read and added.")
+SITE = click.option("--site", type=click.Choice(SITES), help="Where vectors are read and added.")
 ADAPTER = click.option("--adapter", metavar="FOLDER", help="A LoRA adapter to put on the model.")
 TRUST = click.option("--trust-remote-code", is_flag=True, help="Let the model's own Python files run.")
 
@@ -24,7 +29,7 @@ def think_option(default: str) -> Callable:
     """``--think``; where many answers are made, reasoning is off by default."""
     return click.option(
         "--think",
-        type=click.Choice(["plain", "feel", "off"]),
+        type=click.Choice(THINK),
         default=default,
         show_default=True,
         help="Whether a thinking model's reasoning is left unsteered, steered too, or switched off.",
@@ -43,9 +48,9 @@ _FEELING = [
     click.option("--emotion", "-e", metavar="SPEC", default="neutral", show_default=True,
                  help="fear, fear:0.5, fear:0.8,joy:0.2, valence=-0.5,arousal=0.8, base or neutral."),
     click.option("--scale", type=float, metavar="X", help="A raw multiplier, in place of calibrated intensities."),
-    click.option("--positions", type=click.Choice(["response", "all"]), default="response", show_default=True,
+    click.option("--positions", type=click.Choice(POSITIONS), default="response", show_default=True,
                  help="Which tokens are steered."),
-    click.option("--history", type=click.Choice(["keep", "refeel"]), default="keep", show_default=True,
+    click.option("--history", type=click.Choice(HISTORY), default="keep", show_default=True,
                  help="What a change of feeling does to what was said before."),
     think_option("plain"),
     click.option("--system", metavar="TEXT", help="A system message."),
@@ -83,6 +88,23 @@ def load(given: dict[str, Any]) -> Model:
         adapter=given["adapter"],
         trust_remote_code=given["trust_remote_code"],
     )
+
+
+def early_feeling(given: dict[str, Any]) -> Feeling | None:
+    """The feeling that is asked for, before any model is loaded; ``None`` where only the model can say what it is.
+
+    Raises ``UsageError`` for one that is surely wrong.
+    """
+    from ..emotions import Feeling
+    from ..errors import UsageError
+    from ..model import known_emotions
+
+    try:
+        return Feeling.of(given["emotion"], known_emotions())
+    except UsageError:
+        if given["vectors"] is None and given["model"] is None:
+            raise
+        return None
 
 
 def session_options(given: dict[str, Any]) -> dict[str, Any]:

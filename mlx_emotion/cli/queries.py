@@ -61,7 +61,7 @@ def generate(
     from .. import load
     from ..definitions import proper_name
     from ..errors import Interrupted, QueryError, UsageError
-    from ..files import atomic_write
+    from ..files import atomic_write, check_writable
     from ..queries import read
     from ..queries.generate import asker
     from ..queries.generate import generate as write_queries
@@ -75,6 +75,7 @@ def generate(
     known = queries.get(emotion, [])
     found = known
     if len(known) < count:
+        check_writable(path, QueryError)
         speaker = load(model, trust_remote_code=trust_remote_code)
         with stop_on_interrupt() as stop, progress_bar("writing questions") as update:
 

@@ -111,7 +111,7 @@ def check(pack: str, model: str | None) -> None:
 
     found = EmotionVectors.load(resolve(pack))
     if model is not None:
-        identity, _ = identify(model)
+        identity, _ = identify(model, local=True)
         if wrong := found.mismatches(identity):
             raise PackError(f"{found.path} is not for {identity.id}: {'; '.join(wrong)}")
     click.echo(f"{found.path}: whole, {len(found)} emotions, {found.info.model.id} at site {found.info.site}")

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from .options import SITES
+
 if TYPE_CHECKING:
     from ..vectors import EmotionVectors
 
@@ -31,7 +33,7 @@ def _calibration_note(pack: EmotionVectors) -> None:
 @click.option("--output", "-o", metavar="PACK", help="Where the pack goes. Default: where packs are looked for.")
 @click.option(
     "--site",
-    type=click.Choice(["attention", "residual"]),
+    type=click.Choice(SITES),
     help="Where they act. Default: attention for JSON, residual for GGUF.",
 )
 @click.option("--force", is_flag=True, help="Take a GGUF written from another model's pack, where the shapes allow it.")

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from ..emotions import CATALOGUE, GREY
 from ..errors import EvaluationError
 from ..files import atomic_write
+from .background import unit_of
 from .generate import FIGURES, Run
 
 Geometry = Mapping[str, Mapping[str, np.ndarray]]
@@ -76,7 +77,8 @@ def _together(samples: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray
 
 def _scatter(axis: Any, points: np.ndarray, numbers: np.ndarray, names: Sequence[str], title: str) -> None:
     for i, name in enumerate(names):
-        axis.scatter(*points[numbers == i].T[:2], s=10, color=colour(name), label=name, linewidths=0)
+        chosen = points[numbers == i]
+        axis.scatter(*chosen.T[:2], s=10, color=colour(name), label=f"{name} ({len(chosen)})", linewidths=0)
     axis.set(title=title, xticks=[], yticks=[])
 
 
@@ -113,7 +115,7 @@ def distances(_: Mapping[str, Any], geometry: Geometry) -> Figure | None:
         bins = np.linspace(0, max(1e-6, float(distance[upper].max())), 40).tolist()
         for mask, label, shade in ((same & upper, "within", "#3fae8f"), (~same & upper, "between", "#8a8f98")):
             axis.hist(distance[mask], bins=bins, density=True, alpha=0.6, label=label, color=shade)
-        axis.set(title=title, xlabel="cosine distance", yticks=[])
+        axis.set(title=f"{title}, {len(points)} vectors", xlabel="cosine distance", yticks=[])
     axes[0].legend()
     return figure
 
@@ -155,7 +157,9 @@ def _curves(scores: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _mark_full(axis: Any, scores: Mapping[str, Any]) -> None:
-    """Where calibration puts 1.0; in raw scales that is a place of each emotion's own."""
+    """Where calibration puts 1.0; in raw scales that is a place of each emotion's own. Without calibration nowhere."""
+    if not scores["pack"]["calibrated"]:
+        return
     for full in sorted(set(scores.get("full", {}).values())):
         axis.axvline(full, color="#888888", linewidth=0.8, linestyle=":")
 
@@ -176,7 +180,7 @@ def dose_response(scores: Mapping[str, Any], _: Geometry) -> Figure | None:
     for axis, (label, curves) in zip(axes, panels):
         for emotion, points in curves.items():
             _line(axis, points, color=colour(emotion), label=emotion)
-        axis.set(xlabel=scores["settings"]["unit"], ylabel=label, ylim=(-0.02, 1.02))
+        axis.set(xlabel=unit_of(scores), ylabel=label, ylim=(-0.02, 1.02))
         _mark_full(axis, scores)
     axes[-1].legend()
     return figure
@@ -203,7 +207,7 @@ def topic(scores: Mapping[str, Any], _: Geometry) -> Figure | None:
         _line(axis, points, color=colour(emotion), label=emotion)
     axis.axhline(0, color="#888888", linewidth=0.8)
     _mark_full(axis, scores)
-    axis.set(xlabel=scores["settings"]["unit"], ylabel="adherence, change against plain", ylim=(-1.02, 1.02))
+    axis.set(xlabel=unit_of(scores), ylabel="adherence, change against plain", ylim=(-1.02, 1.02))
     axis.legend()
     return figure
 
@@ -218,30 +222,31 @@ def linearity(scores: Mapping[str, Any], _: Geometry) -> Figure | None:
     for emotion, curve in curves.items():
         full = scores["full"][emotion]
         kept = [[d / full, s] for d, s in curve["scores"] if 0 <= d <= full + 1e-9]
-        _line(axes[0], kept, color=colour(emotion), label=f"{emotion}, R² {_r2(curve['linear'])}")
+        _line(axes[0], kept, color=colour(emotion), label=f"{emotion}, tangent R² {_r2(curve.get('straight'))}")
         if curve["linear"]:
             slope, start, _r = curve["linear"]
             axes[0].plot([0, 1], [start, start + slope * full], color=colour(emotion), linewidth=0.8, linestyle="--")
     for emotion, curve in probes.items():
-        label = f"{emotion}, R² {curve['r2']:.3f}"
+        label = f"{emotion}, tangent R² {_r2(curve['small'])} small, {_r2(curve['whole'])} whole"
         axes[1].plot(curve["doses"], curve["along"], marker="o", markersize=3, color=colour(emotion), label=label)
     axes[1].plot([0, 1], [0, 1], color="#888888", linewidth=0.8, linestyle=":")
-    axes[0].set(xlabel="intensity", ylabel="probability of the asked emotion")
-    axes[1].set(xlabel="intensity", ylabel="logit shift along its direction")
+    dose = "intensity" if scores["pack"]["calibrated"] else "raw scale"
+    axes[0].set(xlabel=dose, ylabel="probability of the asked emotion")
+    axes[1].set(xlabel=dose, ylabel="logit shift along its tangent")
     for axis in axes:
         if axis.get_legend_handles_labels()[0]:
             axis.legend(fontsize=7)
     return figure
 
 
-def _r2(line: Sequence[float] | None) -> str:
-    return f"{line[2]:.3f}" if line else "–"
+def _r2(found: Mapping[str, Any] | None) -> str:
+    return "–" if not found or found["mean"] is None else f"{found['mean']:.2f}"
 
 
 def addition(scores: Mapping[str, Any], _: Geometry) -> Figure | None:
     """Two emotions at half dose each: what the single effects predict against what is seen."""
     mixes = scores.get("statements", {}).get("mixes", {})
-    pairs = scores.get("probes", {}).get("pairs", {})
+    pairs = {p: s or 0.0 for p, s in scores.get("probes", {}).get("pairs", {}).items()}
     if not mixes.get("points") and not pairs:
         return None
     figure, axes = _panels(2)
@@ -251,7 +256,7 @@ def addition(scores: Mapping[str, Any], _: Geometry) -> Figure | None:
     axes[0].plot(limits, limits, color="#888888", linewidth=0.8, linestyle=":")
     axes[0].set(xlabel="predicted change of probability", ylabel="observed change")
     axes[1].barh(list(pairs), list(pairs.values()), height=0.6, color="#4a7fc1")
-    axes[1].set(xlabel="logit shift explained by the sum, R²", xlim=(min([0, *pairs.values()]), 1))
+    axes[1].set(xlabel="half of each: logit shift explained by the sum, R²", xlim=(min([0, *pairs.values()]), 1))
     axes[1].set_ylim(-1, len(pairs))
     return figure
 

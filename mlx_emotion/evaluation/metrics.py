@@ -8,11 +8,9 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from ..guard import LoopDetector, distinct_2
 
@@ -62,62 +60,6 @@ def repetition(text: str) -> tuple[float, int] | tuple[None, None]:
     return distinct_2(items), int(looping)
 
 
-def bootstrap(values: Sequence[float], seed: int = 0, resamples: int = 2000) -> tuple[float, float] | None:
-    """95 % percentile interval of the mean; ``None`` for fewer than two values, which give none."""
-    if len(values) < 2:
-        return None
-    array = np.asarray(values, np.float64)
-    rng = np.random.default_rng(seed)
-    means = np.concatenate(
-        [array[rng.integers(0, len(array), (100, len(array)))].mean(1) for _ in range(resamples // 100)]
-    )
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)
-
-
-def summary(values: Iterable[float | None], seed: int = 0) -> dict[str, Any]:
-    """``{"mean", "low", "high", "n", "missing"}``; a missing value is counted and left out, never a 0."""
-    given = list(values)
-    kept = [float(v) for v in given if v is not None]
-    interval = bootstrap(kept, seed)
-    return {
-        "mean": float(np.mean(kept)) if kept else None,
-        "low": interval[0] if interval else None,
-        "high": interval[1] if interval else None,
-        "n": len(kept),
-        "missing": len(given) - len(kept),
-    }
-
-
-def line_fit(x: Sequence[float], y: Sequence[float]) -> tuple[float, float, float] | None:
-    """(slope, intercept, R²) of the least-squares line; ``None`` where x or y does not vary."""
-    a, b = np.asarray(x, np.float64), np.asarray(y, np.float64)
-    if len(a) < 3 or np.ptp(a) == 0 or np.ptp(b) == 0:
-        return None
-    slope, intercept = np.polyfit(a, b, 1)
-    rest = b - (slope * a + intercept)
-    return float(slope), float(intercept), float(1 - (rest**2).sum() / ((b - b.mean()) ** 2).sum())
-
-
-def explained(shifts: np.ndarray, predicted: np.ndarray) -> float:
-    """Share of the squared length of ``shifts`` that ``predicted`` explains: 1 − Σ‖s − p‖² / Σ‖s‖²."""
-    total = float((shifts**2).sum())
-    return 1.0 - float(((shifts - predicted) ** 2).sum()) / total if total else 0.0
-
-
-def spearman(x: Sequence[float], y: Sequence[float]) -> float | None:
-    """Rank correlation, ties sharing their mean rank; ``None`` where either does not vary or is empty."""
-
-    def ranks(values: Sequence[float]) -> np.ndarray:
-        array = np.asarray(values, np.float64)
-        return np.array([(array < v).sum() + ((array == v).sum() - 1) / 2 for v in array])
-
-    a, b = ranks(x), ranks(y)
-    if not len(a) or np.ptp(a) == 0 or np.ptp(b) == 0:
-        return None
-    return float(np.corrcoef(a, b)[0, 1])
-
-
 _STOP_TEXT = """
     about above after again against also always another because been before being below between both cannot could
     does doing down during each else even ever every from further give given goes going have having here hers him
@@ -144,18 +86,23 @@ def overlaps(question: str, answer: str) -> int:
 
 # Names as they are in model ids -> (row in the papers' tables 2 to 5, row in table 6).
 _PAPER_MODELS = (
-    (r"llama-?3\.1-8b", "Llama3.1", None),
-    (r"llama-?2-7b", "Llama2", "Llama2-7B"),
-    (r"llama-?2-13b", None, "Llama2-13B"),
-    (r"qwen2\.5-7b", "Qwen2.5", "Qwen2.5-7B"),
-    (r"qwen2-7b", "Qwen2", None),
-    (r"qwen1\.5-7b", "Qwen1.5", None),
-    (r"qwen-7b", "Qwen", None),
-    (r"baichuan2-7b", "Baichuan2", None),
-    (r"yi-6b", "Yi", None),
-    (r"vicuna-7b", "Vicuna", None),
-    (r"gemma-7b", "Gemma", None),
+    (r"llama-?3\.1-8b-instruct", "Llama3.1", None),
+    (r"llama-?2-7b-chat", "Llama2", "Llama2-7B"),
+    (r"llama-?2-13b-chat", None, "Llama2-13B"),
+    (r"qwen2\.5-7b-instruct", "Qwen2.5", "Qwen2.5-7B"),
+    (r"qwen2-7b-instruct", "Qwen2", None),
+    (r"qwen1\.5-7b-chat", "Qwen1.5", None),
+    (r"qwen-7b-chat", "Qwen", None),
+    (r"baichuan2-7b-chat", "Baichuan2", None),
+    (r"yi-6b-chat", "Yi", None),
+    (r"vicuna-7b-v1\.5", "Vicuna", None),
+    (r"gemma-7b-it", "Gemma", None),
     (r"minicpm3-4b", "MiniCPM", "MiniCPM"),
+)
+# What may come after the name: how the weights are stored, never what else was done to them.
+_STORED = (
+    r"hf|mlx|quantized|gptq|awq|gguf|bnb|dwq|dynamic|mixed|fp8|fp16|fp32|bf16|f16|f32|w\d+a\d+|(?:mx|nv)fp\d+"
+    r"|int\d|q\d(?:_\w+)?|\d-?bits?|gs?\d+|group\d+"
 )
 
 
@@ -163,7 +110,7 @@ def paper_rows(model: str) -> tuple[str | None, str | None]:
     """The names of ``model``'s rows in the paper's tables 2 to 5 and in its table 6, where it is one of theirs."""
     name = model.lower().rpartition("/")[2]
     for pattern, base, table6 in _PAPER_MODELS:
-        # From the start of the name: DeepSeek-R1-Distill-Qwen-7B is another model.
-        if re.match(rf"(meta-|quantized-)?{pattern}", name):
+        # The whole name: DeepSeek-R1-Distill-Qwen-7B, base models and further fine-tunes are other models.
+        if re.fullmatch(rf"(?:meta-|quantized-)?{pattern}(?:[-_.](?:{_STORED}))*", name):
             return base, table6
     return None, None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,14 +16,23 @@ from ..session import Voice
 from ..steering import Dose, Row
 from ..vectors import EmotionVectors
 from .generate import Report, Run, Stopped, never, quiet, write_json
-from .metrics import explained, line_fit
 from .plan import FRACTIONS, Plan
+from .statistics import LINEAR, NOT_SHOWN, ratio, reaches, resampled, share, squares, straight
 
 METHOD_QUERIES = 32
 """Queries an emotion for the vectors of other methods, and for plots of single queries."""
 
 PROBE_QUERIES = 8
 """Neutral questions whose next-token logits are watched."""
+
+SMALL = (0.02, 0.05, 0.1, 0.25)
+"""Doses, as shares of the full one, at which the effect is small; the first gives the tangent."""
+
+SMALL_PART = 0.1
+"""Of each emotion, where two small shifts are added."""
+
+STEADY = 0.9
+"""Cosine of the shifts by the smallest dose and by its negative, turned round, under which they are rounding."""
 
 
 def other_vectors(
@@ -87,12 +95,36 @@ def _go_on(stopped: Stopped) -> None:
         raise Interrupted("stopped; the same command goes on from here")
 
 
+def line_of(doses: Sequence[float], shifts: np.ndarray, back: np.ndarray, seed: int = 0) -> dict[str, Any]:
+    """How linear the shifts ``[Q, doses, V]`` are; ``back`` ``[Q, V]`` is the shift by minus the first dose.
+
+    ``small`` and ``whole`` are R² of the tangent, up to the last of ``SMALL`` and over all doses; ``along``
+    is how far the shift goes along the tangent, 1.0 being what the tangent says of the full dose.
+    """
+    first = shifts[:, 0].reshape(-1)
+    lengths = float(np.linalg.norm(first) * np.linalg.norm(back))
+    steady = -float(first @ back.reshape(-1)) / lengths if lengths else 0.0
+    few = [i for i, d in enumerate(doses) if d <= SMALL[-1]]
+    small, whole = straight([doses[i] for i in few], shifts[:, few], seed), straight(doses, shifts, seed)
+    slope = shifts[:, 0] / doses[0]
+    along = np.einsum("qv,qfv->f", slope, shifts) / float((slope**2).sum() or 1)
+    clear = steady >= STEADY
+    return {
+        "doses": [0.0, *doses],
+        "along": [0.0, *along.tolist()],
+        "r2": small["mean"],
+        "steady": steady,
+        "small": {**small, "verdict": reaches(small, LINEAR) if clear else NOT_SHOWN},
+        "whole": {**whole, "verdict": reaches(whole, LINEAR) if clear else NOT_SHOWN},
+    }
+
+
 def probe_logits(voice: Voice, plan: Plan, run: Run, progress: Report = quiet, stopped: Stopped = never) -> None:
     """Write ``probes.json``: how linear the logit shift is in the dose, and how two emotions' shifts add up.
 
-    For shifts ``z(s) = logits(s) − logits(0)`` at doses s up to intensity 1.0, R² is the share of their
-    squared length that one direction times s explains; for a pair it is what the sum of the two single
-    shifts explains of the shift of both, each at half dose (arXiv 2502.04075 v2, first-order analysis).
+    Shifts are ``z(s) = logits(s) − logits(0)`` at doses s up to the full one (arXiv 2502.04075 v2, first-order
+    analysis). For a line, R² is what z(s₀) s / s₀ explains of their squared length, s₀ the smallest dose; for a
+    pair it is what the sum of the two single shifts explains of the shift of both. Neither is fitted.
     """
     template = voice.loaded.template
     prompts = [
@@ -101,38 +133,39 @@ def probe_logits(voice: Voice, plan: Plan, run: Run, progress: Report = quiet, s
     ]
     if not prompts:
         raise EvaluationError("no question to probe the model with; give other --queries")
-    pack = plan.pack
+    pack, seed = plan.pack, plan.settings.seed
 
     def dose(*parts: tuple[str, float]) -> Dose:
         vector = pack.mix({e: share * pack.scale(e) for e, share in parts})
         assert vector is not None
         return voice.taps.dose(vector)
 
-    steps = np.array(FRACTIONS)
+    def shifts(*doses: Dose) -> np.ndarray:
+        logits = np.stack([next_logits(voice, p, [None, *doses]) for p in prompts])  # (Q, 1 + D, V)
+        return logits[:, 1:] - logits[:, :1]
+
+    steps = sorted({*SMALL, *FRACTIONS})
+    parts = {"small": SMALL_PART, "half": 0.5}
     curves: dict[str, Any] = {}
-    pairs: dict[str, float] = {}
+    single: dict[str, dict[str, np.ndarray]] = {}
+    sums: dict[str, Any] = {}
     total = len(plan.settings.emotions) + len(plan.pairs)
-    halves: dict[str, np.ndarray] = {}
     for number, emotion in enumerate(plan.settings.emotions):
         _go_on(stopped)
-        doses = [None, *(dose((emotion, float(f))) for f in steps)]
-        logits = np.stack([next_logits(voice, p, doses) for p in prompts])  # (Q, 1 + F, V)
-        shifts = logits[:, 1:] - logits[:, :1]
-        slope = np.einsum("f,qfv->qv", steps, shifts) / (steps @ steps)
-        along = np.einsum("qv,qfv->f", slope, shifts) / float((slope**2).sum() or 1)
-        curves[emotion] = {
-            "doses": [0.0, *steps.tolist()],
-            "along": [0.0, *along.tolist()],
-            "r2": explained(shifts, steps[None, :, None] * slope[:, None]),
-            "line": line_fit([0.0, *steps], [0.0, *along]),
-        }
-        halves[emotion] = shifts[:, list(FRACTIONS).index(0.5)]
+        found = shifts(dose((emotion, -steps[0])), *(dose((emotion, s)) for s in steps))
+        curves[emotion] = line_of(steps, found[:, 1:], found[:, 0], seed)
+        single[emotion] = {size: found[:, 1 + steps.index(part)] for size, part in parts.items()}
         progress(number + 1, total, "logit shifts")
     for number, (a, b) in enumerate(plan.pairs):
-        both = np.stack([next_logits(voice, p, [None, dose((a, 0.5), (b, 0.5))]) for p in prompts])
-        pairs[f"{a}+{b}"] = explained(both[:, 1] - both[:, 0], halves[a] + halves[b])
+        _go_on(stopped)
+        both = shifts(*(dose((a, part), (b, part)) for part in parts.values()))
+        added = sums[f"{a}+{b}"] = {}
+        for i, size in enumerate(parts):
+            r2 = ratio(*squares(both[:, i], single[a][size] + single[b][size]), seed)
+            added[size] = {**r2, "verdict": reaches(r2, LINEAR)}
         progress(len(plan.settings.emotions) + number + 1, total, "logit shifts")
-    write_json(run.probes, {"questions": len(prompts), "curves": curves, "pairs": pairs})
+    pairs = {pair: found["half"]["mean"] for pair, found in sums.items()}
+    write_json(run.probes, {"questions": len(prompts), "curves": curves, "pairs": pairs, "sums": sums})
 
 
 def read_questions(voice: Voice, plan: Plan, run: Run, progress: Report = quiet, stopped: Stopped = never) -> None:
@@ -152,16 +185,21 @@ def accuracy(data: dict[str, Any], field: str) -> dict[str, Any]:
     """How well readings tell the questions apart: the readout's check in the report.
 
     Readings are standardised by every second neutral question (mean and deviation per emotion). On the
-    rest: ``accuracy`` is the share of an emotion's questions whose highest reading is that emotion's
-    (``chance`` is one over the emotions), ``separation`` how often an emotional question's highest reading
-    is above a neutral one's (0.5 is chance). Raises nothing; fields are ``None`` where there is nothing to
-    tell apart.
+    rest, among the emotions that questions were asked for: ``accuracy`` is the share of an emotion's questions
+    whose highest reading is that emotion's (``chance`` is one over those emotions), ``separation`` how often
+    an emotional question's highest reading is above a neutral one's (0.5 is chance). ``low`` and ``high``
+    are the accuracy's interval (Wilson), ``separation_low`` and ``separation_high`` the other's (questions
+    resampled). Raises nothing; fields are ``None`` where there is nothing to tell apart.
     """
-    names, rows = data["emotions"], data["questions"]
-    neutral = np.array([r[field] for r in rows if r["group"] == NEUTRAL], np.float64)
-    emotional = [(r["group"], np.array(r[field], np.float64)) for r in rows if r["group"] in names]
+    rows = data["questions"]
+    asked = {r["group"] for r in rows}
+    columns = [i for i, e in enumerate(data["emotions"]) if e in asked]
+    names = [data["emotions"][i] for i in columns]
+    neutral = np.array([np.array(r[field])[columns] for r in rows if r["group"] == NEUTRAL], np.float64)
+    emotional = [(r["group"], np.array(r[field], np.float64)[columns]) for r in rows if r["group"] in names]
     result: dict[str, Any] = {
-        "accuracy": None, "separation": None, "chance": 1 / len(names), "n": len(emotional), "by_emotion": {},
+        "accuracy": None, "low": None, "high": None, "separation": None, "separation_low": None,
+        "separation_high": None, "chance": 1 / len(names) if names else None, "n": len(emotional), "by_emotion": {},
     }  # fmt: skip
     if len(neutral) < 4 or not emotional:
         return result
@@ -174,8 +212,15 @@ def accuracy(data: dict[str, Any], field: str) -> dict[str, Any]:
         hits.setdefault(group, []).append(names[int(z.argmax())] == group)
         tops.append(float(z.max()))
     plain = ((held_out - mean) / spread).max(1)
-    above = [(t > p) + 0.5 * (t == p) for t, p in itertools.product(tops, plain)]
-    result["accuracy"] = float(np.mean([h for group in hits.values() for h in group]))
-    result["separation"] = float(np.mean(above))
+    top = np.array(tops)[:, None]
+    above = (top > plain) + 0.5 * (top == plain)  # (emotional, held out)
+    right = share(float(h) for group in hits.values() for h in group)
+    result |= {"accuracy": right["mean"], "low": right["low"], "high": right["high"]}
+    result["separation"] = float(above.mean())
+    # Both kinds of questions are drawn anew: the second draw of each resample has a generator of its own.
+    rng = np.random.default_rng(1)
+    interval = resampled(lambda at: float(above[at][:, rng.integers(0, len(plain), len(plain))].mean()), len(above))
+    if interval:
+        result["separation_low"], result["separation_high"] = interval
     result["by_emotion"] = {e: float(np.mean(h)) for e, h in hits.items()}
     return result

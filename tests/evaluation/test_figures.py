@@ -32,6 +32,7 @@ def test_tsne_parts_two_emotions_that_lie_apart(geometry):
     figure = figures.tsne({}, geometry)
     titles = [axis.get_title() for axis in figure.axes]
     assert titles[0] == "all layers"
+    assert [t.get_text() for t in figure.legends[0].get_texts()] == ["fear (8)", "joy (8)"]
     fear, joy = (np.asarray(c.get_offsets()) for c in figure.axes[0].collections)
     within = max(np.ptp(fear, axis=0).max(), np.ptp(joy, axis=0).max())
     assert np.linalg.norm(fear.mean(0) - joy.mean(0)) > within
@@ -67,10 +68,15 @@ def test_base_has_curves_too_and_repetition_needs_no_classifier():
     conditions = [condition("plain", None, None, 0.0), condition("steering", "base", 1.5, 0.5)]
     conditions.append(condition("steering", "base", 1.0, 0.25))
     scores = {"settings": {"unit": "intensity"}, "full": {"base": 1.0}, "conditions": conditions}
+    scores["pack"] = {"calibrated": True}
     (axis,) = figures.dose_response(scores, {}).axes
     assert [t.get_text() for t in axis.get_legend().get_texts()] == ["base"]
     curve = axis.lines[0]
     assert (list(curve.get_xdata()), list(curve.get_ydata())) == ([0, 1, 1.5], [0, 0.25, 0.5])
+    assert (len(axis.lines), axis.get_xlabel()) == (2, "intensity")  # the second is calibration's 1.0
+    scores["pack"] = {"calibrated": False}
+    (axis,) = figures.dose_response(scores, {}).axes
+    assert (len(axis.lines), axis.get_xlabel()) == (1, "scale")
 
 
 def test_norms_and_cosines_show_every_emotion(geometry):

@@ -42,6 +42,7 @@ class Fake:
     id: str = "fake"
     quantization: str = "4-bit"
     memory: int = 5_000_000
+    path: Path = Path("/no/such/model")
 
     def __post_init__(self) -> None:
         self.go.set()

@@ -72,6 +72,30 @@ async def test_up_brings_older_messages_and_down_the_draft(make_app):
         assert app.box.text == "d"
 
 
+async def test_an_older_message_that_was_changed_is_kept_while_one_looks_at_others(make_app):
+    app = make_app()
+    async with app.run_test() as pilot:
+        await ready(pilot)
+        for n, text in enumerate(("first", "second")):
+            await say(pilot, text)
+            await answered(pilot, n + 1)
+        await pilot.press("d", "up", "!", "up", "down")
+        assert app.box.text == "second!"
+        await pilot.press("down", "x", "down", "up", "down")
+        assert app.box.text == "dx"
+        await pilot.press("up", "up")
+        assert app.box.text == "first"
+        await pilot.press("ctrl+g")
+        assert app.box.text == "second"
+        await pilot.press("down")  # it is not among the older ones
+        assert app.box.text == "second"
+        await pilot.press("up", "up")
+        await app.talk.open(app.talk.conversation)
+        assert app.box.text == "first"
+        await pilot.press("up")
+        assert app.box.text == "second"
+
+
 async def test_escape_stops_and_keeps_what_came(make_app, fake):
     app = make_app()
     async with app.run_test() as pilot:

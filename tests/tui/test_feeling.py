@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import pytest
 
+from mlx_emotion import MLXEmotionError
 from mlx_emotion.tui.panel import Bars, Pad
 
 from .fakes import Fake, answered, ready, say, text_of, until
 
 pytestmark = pytest.mark.anyio
+
+
+async def felt(pilot, spec: str) -> None:
+    """Wait until that is the feeling."""
+    await until(pilot, lambda: str(pilot.app.feelings.current) == spec)
 
 
 async def test_tab_reaches_the_emotions_and_keeps_the_draft(make_app):
@@ -30,19 +36,19 @@ async def test_bars_by_keys(make_app, fake):
         await ready(pilot)
         app.panel.bars.focus()
         await pilot.press("space")
-        assert str(app.feelings.current) == "anger"
+        await felt(pilot, "anger")
         await pilot.press("shift+right", "shift+right", "shift+right")
-        assert app.feelings.current.weights == (("anger", 1.5),)
+        await felt(pilot, "anger:1.5")
         await pilot.press("5")
-        assert str(app.feelings.current) == "anger:0.5"
+        await felt(pilot, "anger:0.5")
         await pilot.press("down", "3")
-        assert str(app.feelings.current) == "anger:0.5,calm:0.3"
+        await felt(pilot, "anger:0.5,calm:0.3")
         await pilot.press("0", "up", "left")
-        assert str(app.feelings.current) == "anger:0.45"
+        await felt(pilot, "anger:0.45")
         await pilot.press("b")
-        assert str(app.feelings.current) == "base"
+        await felt(pilot, "base")
         await pilot.press("n")
-        assert app.feelings.current.neutral
+        await felt(pilot, "neutral")
         assert fake.chats[0].feeling == app.feelings.current
 
 
@@ -162,6 +168,63 @@ async def test_a_model_without_a_pack_says_so_and_talks(make_app):
         await say(pilot, "hi")
         await answered(pilot, 1)
         assert app.transcript.exchanges[0].reply.feeling == "neutral"
+
+
+async def test_an_older_feeling_does_not_undo_a_newer_step(make_app, monkeypatch):
+    app = make_app()
+    async with app.run_test(size=(120, 40)) as pilot:
+        await ready(pilot)
+        bars, pad, show, shown = app.panel.bars, app.panel.pad, app.panel.show, []
+
+        def seen(*given):
+            show(*given)
+            shown.append((bars.weights.get("anger"), pad.point))
+
+        monkeypatch.setattr(app.panel, "show", seen)
+        for _ in range(4):
+            bars.action_change(1)
+        await until(pilot, lambda: str(app.feelings.current) == "anger:0.2")
+        assert {weight for weight, _ in shown} == {0.2}
+        shown.clear()
+        for _ in range(4):
+            pad.action_move(1, 0)
+        point = pad.point
+        await until(pilot, lambda: app.feelings.current == app.panel._pointed)
+        assert {where for _, where in shown} == {point}
+
+
+async def test_a_feeling_that_is_refused_is_taken_back_from_the_panel(make_app, fake, monkeypatch):
+    app = make_app(feeling="joy")
+    async with app.run_test(size=(120, 40)) as pilot:
+        await ready(pilot)
+
+        def refuse(feeling):
+            raise MLXEmotionError("it cannot feel that")
+
+        monkeypatch.setattr(fake.chats[0], "feel", refuse)
+        app.panel.bars.focus()
+        await pilot.press("space")
+        await until(pilot, lambda: "it cannot feel that" in text_of(app))
+        assert app.panel.bars.weights == {"joy": 1.0}
+        assert str(app.feelings.current) == "joy"
+
+
+async def test_the_meter_begins_anew(make_app, fake):
+    app = make_app()
+    async with app.run_test(size=(140, 40)) as pilot:
+        await ready(pilot)
+        await say(pilot, "hi")
+        await answered(pilot, 1)
+        assert app.panel.meter.own
+        fake.go.clear()
+        await say(pilot, "and now?")
+        await until(pilot, lambda: app.talk.speaking is not None)
+        assert app.panel.meter.own == {}
+        fake.go.set()
+        await answered(pilot, 2)
+        assert app.panel.meter.own
+        await app.talk.open(app.talk.conversation)
+        assert app.panel.meter.own == {}
 
 
 async def test_an_unknown_first_feeling_is_told(make_app):

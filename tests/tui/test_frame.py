@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import os
+import signal
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
 import mlx_emotion
-from mlx_emotion import MLXEmotionError, Step, Store
-from mlx_emotion.errors import UsageError
-from mlx_emotion.library import Available
+from mlx_emotion import Available, Exchange, MLXEmotionError, Reply, Step, Store, Token, UsageError
 from mlx_emotion.tui.app import EmotionApp
 from mlx_emotion.tui.settings import KEYS, Settings
 
@@ -92,6 +96,9 @@ async def test_help_lists_every_id(make_app):
         await until(pilot, lambda: len(app.screen_stack) == 2)
         await pilot.pause()
         shown = text_of(app)
+        await pilot.press("end")
+        await until(pilot, lambda: list(KEYS)[-1] in text_of(app))
+        shown += text_of(app)
         assert [i for i in KEYS if i not in shown] == []
         await pilot.press("escape")
         await until(pilot, lambda: len(app.screen_stack) == 1)
@@ -115,6 +122,56 @@ def test_settings_tell_what_is_wrong_and_keep_the_rest():
     assert "did you mean 'message.send'?" in told
     assert "tui.keys.again is 3" in told
     assert Settings.of([]).problems
+
+
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        ("crtl+e", "'crtl' is not one of alt, ctrl"),
+        ("ctrl+e,f99", "there is no key 'f99'"),
+        ("return", "there is no key 'return'"),
+        ("ctrl+e,", "a comma too many"),
+        ("ctrl+g", "ctrl+g is the key of edit too"),
+    ],
+)
+def test_a_key_that_cannot_work_is_told(keys, told):
+    settings = Settings.of({"keys": {"again": keys}})
+    assert settings.keys == {}
+    assert told in settings.problems[0]
+
+
+def test_keys_are_taken_by_the_names_that_textual_has():
+    given = {"again": "?, shift+ctrl+left", "edit": "ctrl+r", "copy": "f2", "conversations.undo": "ctrl+r"}
+    settings = Settings.of({"keys": given})
+    assert settings.problems == ()
+    assert settings.keys["again"] == "question_mark,ctrl+shift+left"
+    assert settings.keys["edit"] == "ctrl+r"  # `again` has left it, and no conversation is renamed there
+    both = Settings.of({"keys": {"again": "f5", "copy": "f5"}})
+    assert both.keys == {"again": "f5"}
+
+
+async def test_an_action_of_several_keys_is_given_one(make_app):
+    app = make_app(settings=Settings(animation=False, keys={"panel.more": "m", "panel.up": "u", "messages": "f3"}))
+    async with app.run_test(size=(120, 40)) as pilot:
+        await ready(pilot)
+        app.panel.bars.focus()
+        await pilot.press("right", "m", "u", "m")
+        await until(pilot, lambda: app.feelings.current.weights == (("anger", 0.05), ("base", 0.05)))
+        await pilot.pause()
+        assert "lost it" not in text_of(app)
+
+
+def test_the_app_uses_only_what_the_library_offers():
+    for path in (Path(__file__).parents[2] / "tui").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                names = [a.name for a in node.names if a.name.split(".")[0] == "mlx_emotion"]
+                assert names in ([], ["mlx_emotion"]), path
+            elif isinstance(node, ast.ImportFrom) and node.level < 2 and (node.module or "").startswith("mlx_emotion"):
+                assert node.module == "mlx_emotion", path
+                assert {a.name for a in node.names} <= set(mlx_emotion.__all__), path
+            elif isinstance(node, ast.ImportFrom):
+                assert node.level < 2, path
 
 
 def test_a_config_that_is_not_toml_is_a_problem_not_an_error(home):
@@ -151,7 +208,7 @@ async def test_a_message_sent_while_loading_is_answered_later(fake):
     gate = threading.Event()
 
     def load(name):
-        gate.wait(30)
+        gate.wait(300)
         return fake
 
     app = EmotionApp(load=load, settings=Settings(animation=False))
@@ -162,6 +219,68 @@ async def test_a_message_sent_while_loading_is_answered_later(fake):
         gate.set()
         await answered(pilot, 1)
         assert app.transcript.exchanges[0].user == "early"
+
+
+async def test_a_message_changed_while_loading_is_not_sent_by_itself(fake):
+    gate = threading.Event()
+
+    def load(name):
+        gate.wait(300)
+        return fake
+
+    app = EmotionApp(load=load, settings=Settings(animation=False))
+    async with app.run_test(size=(120, 30)) as pilot:
+        await say(pilot, "early")
+        await until(pilot, lambda: app.talk.waiting)
+        assert app.box.text == "early"
+        await pilot.press("x")
+        await until(pilot, lambda: not app.talk.waiting)
+        await until(pilot, lambda: "You have changed your message" in text_of(app))
+        gate.set()
+        await ready(pilot)
+        await pilot.pause()
+        assert app.box.text == "earlyx"
+        assert app.talk.speaking is None
+        await pilot.press("enter")
+        await answered(pilot, 1)
+        assert app.transcript.exchanges[0].user == "earlyx"
+
+
+async def test_what_is_written_behind_a_message_that_waits_does_not_go_with_it(fake):
+    gate = threading.Event()
+    app = EmotionApp(load=lambda name: gate.wait(300) and fake, settings=Settings(animation=False))
+    async with app.run_test(size=(120, 30)) as pilot:
+        app.box.put("begun")
+        await app.talk.send("early")
+        assert app.box.text == "early\nbegun"
+        assert not app.talk.waiting
+        gate.set()
+        await ready(pilot)
+
+
+async def test_a_message_waits_no_more_when_the_load_has_failed(fake):
+    gate = threading.Event()
+
+    def load(name):
+        if name is None:
+            gate.wait(300)
+            raise MLXEmotionError("no such model")
+        return fake
+
+    app = EmotionApp(load=load, settings=Settings(animation=False))
+    async with app.run_test(size=(120, 30)) as pilot:
+        await say(pilot, "early")
+        await until(pilot, lambda: app.talk.waiting)
+        gate.set()
+        await until(pilot, lambda: app.loader.since is None)
+        await pilot.pause()
+        assert not app.talk.waiting
+        assert "no such model" in text_of(app)
+        app.loader.begin("other")
+        await ready(pilot)
+        await pilot.pause()
+        assert app.box.text == "early"
+        assert app.transcript.exchanges == []
 
 
 async def test_a_model_that_cannot_be_loaded_and_then_one_that_can(fake, monkeypatch):
@@ -217,7 +336,7 @@ async def test_loading_can_be_cancelled(fake, monkeypatch):
 
     def load(name):
         if name == "slow":
-            gate.wait(30)
+            gate.wait(300)
             return slow
         return fake
 
@@ -248,7 +367,7 @@ async def test_a_model_is_taken_when_the_reply_has_ended(fake):
     def load(name):
         if name != "other":
             return fake
-        gate.wait(30)
+        gate.wait(300)
         return other
 
     app = EmotionApp(load=load, settings=Settings(animation=False))
@@ -354,6 +473,190 @@ async def test_a_load_that_hangs_does_not_hold_the_exit():
     gate.set()
     for thread in loads:
         thread.join(10)
+
+
+async def test_leaving_stores_a_reply_under_way(make_app, fake):
+    fake.go.clear()
+    app, store = make_app(), Store()
+    async with app.run_test() as pilot:
+        await ready(pilot)
+        await say(pilot, "hi")
+        await until(pilot, lambda: app.talk.speaking is not None)
+        await pilot.press("ctrl+q")
+        (exchange,) = store.exchanges(store.find().id)
+        assert exchange.reply.state == "cancelled"
+    assert app.return_code == 0
+    store.close()
+
+
+async def test_what_a_full_disk_loses_at_the_end_is_told(make_app, fake, capsys):
+    app = make_app(store=FullDisk)
+    async with app.run_test() as pilot:
+        await ready(pilot)
+        fake.go.clear()
+        await say(pilot, "my [b]question")
+        await until(pilot, lambda: app.talk.speaking is not None)
+        app.talk.store.full = True
+        await pilot.press("ctrl+q")
+    told = " ".join(capsys.readouterr().err.split())
+    assert "the disk is full. Not saved: a reply to “my [b]question”." in told
+    assert app.return_code == 1
+
+
+async def test_a_reply_that_does_not_stop_in_time_is_stored_as_far_as_it_came(make_app, fake, monkeypatch):
+    monkeypatch.setattr("mlx_emotion.tui.app.PARTING", 0.05)
+    fake.waits_on_change = True
+    app, store = make_app(), Store()
+    async with app.run_test() as pilot:
+        await ready(pilot)
+        monkeypatch.setattr(fake.chats[0], "stop", lambda: None)
+        fake.go.clear()
+        await say(pilot, "hi")
+        await until(pilot, lambda: app.talk.speaking is not None)
+        app.feelings.set(fake.feeling("joy"))
+        fake.go.set()  # one word, and then it waits
+        await until(pilot, lambda: app.talk.last_said == "one")
+        await pilot.press("ctrl+q")
+        reply = store.exchanges(store.find().id)[0].reply
+        assert (reply.text, reply.state) == ("one", "cancelled")
+        fake.go.set()
+    store.close()
+
+
+def test_a_program_in_a_hurry_waits_for_no_thread():
+    program = (
+        "import mlx_emotion, threading, time\n"
+        "threading.Thread(target=time.sleep, args=(600,)).start()\n"
+        "print('over')\n"
+        "mlx_emotion.hurry(3)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (3, "over\n", "")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of Unix")
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+async def test_a_signal_leaves_in_good_order(make_app, name):
+    number = getattr(signal, name)
+    before = signal.getsignal(number)
+    app = make_app()
+    async with app.run_test() as pilot:
+        await ready(pilot)
+        os.kill(os.getpid(), number)
+        await until(pilot, lambda: app._exit)
+    assert signal.getsignal(number) == before
+
+
+async def test_the_memory_is_weighed_again_when_the_old_model_is_gone(fake):
+    class Heavy(Fake):
+        @property
+        def memory(self):
+            return 9_000_000_000 if not fake.closed else 4_000_000_000
+
+        @memory.setter
+        def memory(self, value):
+            pass
+
+    other = Heavy(id="other")
+    app = EmotionApp(load=lambda name: other if name == "other" else fake, settings=Settings(animation=False))
+    async with app.run_test(size=(100, 30)) as pilot:
+        await ready(pilot)
+        app.loader.begin("other")
+        await until(pilot, lambda: "other · 4-bit · 4.0 GB" in text_of(app))
+
+
+async def test_a_reply_under_way_shows_its_speed(make_app, fake, monkeypatch):
+    monkeypatch.setattr("mlx_emotion.tui.talk.PATIENCE", 0.0)
+    app = make_app()
+    async with app.run_test(size=(100, 30)) as pilot:
+        await ready(pilot)
+        fake.go.clear()
+        await say(pilot, "hi")
+        await until(pilot, lambda: app.talk.speaking is not None)
+        for index in range(4):
+            app.talk.speaking.inbox.append(Token(" x", index))
+            await app.talk.drain()
+        await pilot.pause()
+        assert " · 4 tokens · " in text_of(app)
+        assert " tok/s" in text_of(app)
+
+
+async def test_a_key_typed_before_the_store_is_open(fake):
+    class Ahead(EmotionApp):
+        def on_mount(self) -> None:
+            self.action_conversations()
+
+    app = Ahead(load=lambda name: fake, settings=Settings(animation=False))
+    async with app.run_test(size=(120, 30)) as pilot:
+        await until(pilot, lambda: "No conversation yet" in text_of(app))
+
+
+async def test_a_model_is_not_loaded_twice(fake, monkeypatch):
+    asked, gate = [], threading.Event()
+    other = Fake(id="owner/other")
+
+    def load(name):
+        asked.append(name)
+        if name is None:
+            return fake
+        gate.wait(300)
+        return other
+
+    monkeypatch.setattr(mlx_emotion, "available", lambda: [Available("owner/other", "/x", 5_000_000, "4-bit")])
+    app = EmotionApp(load=load, settings=Settings(animation=False))
+    async with app.run_test(size=(140, 30)) as pilot:
+        await ready(pilot)
+        await pilot.press("ctrl+l")
+        await until(pilot, lambda: "no pack yet" in text_of(app))
+        await pilot.press("enter", "enter")
+        await until(pilot, lambda: "owner/other is in use already, or is being loaded" in text_of(app))
+        gate.set()
+        await until(pilot, lambda: app.model is other)
+        await pilot.press("enter")
+        await pilot.pause()
+        assert app.loader.since is None
+        assert asked == [None, "owner/other"]
+
+
+async def test_no_pack_is_made_during_a_reply(fake, monkeypatch):
+    gate, made = threading.Event(), []
+
+    def load(name):
+        gate.wait(300)
+        return fake
+
+    monkeypatch.setattr(mlx_emotion, "make_pack", lambda *given, **more: made.append(given))
+    monkeypatch.setattr(mlx_emotion, "available", list)
+    app = EmotionApp(load=load, settings=Settings(animation=False))
+    async with app.run_test(size=(140, 30)) as pilot:
+        await say(pilot, "early")
+        await until(pilot, lambda: app.talk.waiting)
+        await pilot.press("ctrl+l")
+        await until(pilot, lambda: len(app.screen_stack) == 2)
+        fake.go.clear()
+        gate.set()
+        await until(pilot, lambda: app.talk.speaking is not None)
+        await pilot.press("q")
+        await until(pilot, lambda: "A reply is under way" in text_of(app))
+        fake.go.set()
+        await answered(pilot, 1)
+        assert made == []
+
+
+async def test_names_and_titles_are_shown_without_control_characters(make_app, monkeypatch):
+    store = Store()
+    id_ = store.fork("mo\x1bdel", "t", [Exchange("hi").with_reply(Reply("ho", state="stop"))])
+    store.rename(id_, "re\x1b[31md\nand more")
+    store.close()
+    monkeypatch.setattr(mlx_emotion, "available", lambda: [Available("na\x1bme\x9b", "/x", 5, problem="b\x07ad")])
+    app = make_app()
+    async with app.run_test(size=(120, 30)) as pilot:
+        await ready(pilot)
+        await pilot.press("ctrl+o")
+        await until(pilot, lambda: "messages" in text_of(app))
+        assert "re[31md and more  1 messages · model" in text_of(app)
+        await pilot.press("escape", "ctrl+l")
+        await until(pilot, lambda: "name  5 B  bad" in text_of(app))
 
 
 async def test_a_model_that_disappears_leaves_the_one_in_use(fake, monkeypatch):
@@ -607,10 +910,6 @@ async def test_comparing_ends_editing(make_app):
 
 
 def test_the_docs_list_every_key():
-    from pathlib import Path
-
-    from mlx_emotion.tui.settings import KEYS
-
     page = (Path(__file__).parents[2] / "docs" / "app.md").read_text(encoding="utf-8")
     for name, (keys, what) in KEYS.items():
         assert f"| `{name}` | {', '.join(f'`{k}`' for k in keys.split(','))} | {what} |" in page

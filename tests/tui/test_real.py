@@ -2,159 +2,182 @@
 
 from __future__ import annotations
 
-import os
-import pty
-import select
+import re
 import signal
-import struct
-import subprocess
 import sys
-import termios
-import time
-from fcntl import ioctl
 
-import numpy as np
 import pytest
 
-from mlx_emotion import EmotionVectors, Store
+import mlx_emotion
+from mlx_emotion import Store
 from mlx_emotion.tui.app import EmotionApp
 from mlx_emotion.tui.settings import Settings
-from mlx_emotion.vectors import PackInfo
 
-from .fakes import answered, ready, replied, say, text_of, until
+from .fakes import say, text_of, until
+from .terminal import CHAT, Terminal, endless, half_written
+
+BROKEN = """
+import sys
+from mlx_emotion.cli import main
+from mlx_emotion.tui.app import EmotionApp
+
+def fail(self):
+    raise RuntimeError("a fault of the app")
+
+EmotionApp.action_help = fail
+sys.exit(main())
+"""
+"""The program with a key that breaks it."""
+LONG = 300
+"""Seconds that a real model may take for something on a machine with much else to do."""
+
+
+@pytest.fixture(scope="module")
+def talker(tmp_path_factory) -> list[str]:
+    """Options for a model that never ends its reply: what is done in the middle of one is never too late."""
+    return endless(tmp_path_factory.mktemp("models") / "endless")
+
+
+@pytest.fixture(scope="module")
+def speaker(talker):
+    """The same model, loaded."""
+    model = mlx_emotion.load(talker[1], vectors=talker[3], force=True)
+    yield model
+    model.close()
 
 
 @pytest.fixture
-def speaker(embedded):
-    """The embedded model; with vectors of chance where it has none, for this is about the app."""
-    if not embedded.emotions:
-        rng = np.random.default_rng(0)
-        identity = embedded.identity
-        shape = (identity.layers, identity.width)
-        vectors = {n: rng.standard_normal(shape) * 0.01 for n in ("anger", "calm", "fear", "joy", "sadness")}
-        emotions = {n: {"instructions": [], "count": 1, "scale": 1.0} for n in vectors}
-        embedded.use(EmotionVectors(vectors, PackInfo(identity, "attention", emotions)))
-    return embedded
+def terminal(monkeypatch):
+    """``terminal(*command)``: a program in a terminal, ended with the test."""
+    monkeypatch.setenv("TEXTUAL_ANIMATIONS", "none")
+    made: list[Terminal] = []
+
+    def make(*command: str) -> Terminal:
+        made.append(Terminal(*command, columns=100, rows=30))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+async def ended(pilot, number: int, replies: int = 1) -> None:
+    """Wait until so many replies have been made to message ``number``, the last of all."""
+    app = pilot.app
+
+    def over() -> bool:
+        if app.talk.speaking is not None or len(app.transcript.exchanges) != number + 1:
+            return False
+        last = app.transcript.exchanges[-1]
+        return len(last.replies) == replies and last.reply.state != "writing"
+
+    await until(pilot, over, LONG)
 
 
 @pytest.mark.anyio
 async def test_a_real_conversation(speaker):
-    """Three live changes of feeling, a stop, a reply made again, a comparison, and going on another time."""
-    options = {"max_tokens": 60}
-    app = EmotionApp(load=lambda name: speaker, settings=Settings(animation=False), options=options, seed=1)
+    """Three replies that change in their middle and are stopped, one made again, a comparison, and all of it later."""
+    settings, options = Settings(animation=False), {"max_tokens": 2000, "guard": False}
+    app = EmotionApp(load=lambda name: speaker, settings=settings, options=options, seed=1)
     async with app.run_test(size=(140, 40)) as pilot:
-        await ready(pilot)
-        app.panel.bars.focus()
-        for number, keys in enumerate((["space"], ["n", "down", "down", "space"], ["n", "b"]), start=1):
+        await until(pilot, lambda: pilot.app.chat is not None, LONG)
+        transcript = app.transcript
+
+        def speaks(number: int) -> bool:
+            return len(transcript.exchanges) > number == transcript.latest.number and bool(transcript.latest.pieces)
+
+        for number, keys in enumerate((["space"], ["n", "down", "down", "space"], ["n", "b"])):
             app.box.focus()
             await say(pilot, "I heard a noise upstairs.")
-            await until(pilot, lambda n=number: len(app.transcript.exchanges) == n and app.transcript.latest.pieces)
+            await until(pilot, lambda n=number: speaks(n), LONG)
             app.panel.bars.focus()
             await pilot.press(*keys)
-            await answered(pilot, number)
-        felt = {f for e in app.transcript.exchanges for _, f in e.reply.timeline}
-        assert len(felt) >= 3  # a change may come after its reply's last token, and then acts on the next
-        assert all(e.reply.text and e.reply.tokens for e in app.transcript.exchanges)
-        app.box.focus()
-        await say(pilot, "Tell me more.")
-        await pilot.press("escape")
-        await answered(pilot, 4)
-        assert app.transcript.exchanges[3].reply.state in ("cancelled", "stop")
+            await until(pilot, lambda: len(transcript.latest.reply.timeline) >= 2, LONG)
+            app.box.focus()
+            await pilot.press("escape")
+            await ended(pilot, number)
+            reply = transcript.exchanges[number].reply
+            assert reply.state == "cancelled"
+            assert reply.text
+            assert len(reply.timeline) >= 2
+            assert 0 < reply.timeline[1][0] <= reply.tokens
+        app.chat.change(max_tokens=12)
         await pilot.press("ctrl+r")
-        await replied(pilot, 3, 2)
+        await ended(pilot, 2, replies=2)
+        first, second = transcript.exchanges[2].replies
+        assert (first, second.state) == (reply, "length")
+        assert second.text != first.text
+        assert transcript.exchanges[2].chosen == second.id
         await pilot.press(*"And you?")
         await pilot.press("ctrl+t")
-        await until(pilot, lambda: "6 chosen" in text_of(app))
+        await until(pilot, lambda: "6 chosen" in text_of(app), LONG)
         await pilot.press("enter")
-        await until(pilot, lambda: getattr(app.screen, "running", None) is False, seconds=120)
+        await until(pilot, lambda: getattr(app.screen, "running", None) is False, LONG)
         await pilot.press("2")
-        await until(pilot, lambda: len(app.screen_stack) == 1 and len(app.transcript.exchanges) == 5)
-        assert len(app.transcript.exchanges[4].replies) == 6
+        await until(pilot, lambda: len(app.screen_stack) == 1 and len(transcript.exchanges) == 4, LONG)
+        compared = transcript.exchanges[3]
+        assert len(compared.replies) == 6
+        assert compared.chosen == compared.replies[1].id
         assert app.panel.meter.own
-    again = EmotionApp(load=lambda name: speaker, settings=Settings(animation=False), options=options, resume="")
+        said = [(e.user, e.reply) for e in transcript.exchanges]
+    options["max_tokens"] = 12
+    again = EmotionApp(load=lambda name: speaker, settings=settings, options=options, resume="")
     async with again.run_test(size=(140, 40)) as pilot:
-        await ready(pilot)
-        assert [e.user for e in again.transcript.exchanges][-1] == "And you?"
+        await until(pilot, lambda: pilot.app.chat is not None, LONG)
+        await until(pilot, lambda: len(again.transcript.exchanges) == 4, LONG)
+        assert [(e.user, e.reply) for e in again.transcript.exchanges] == said
         await say(pilot, "Thank you.")
-        await answered(pilot, 6)
-        assert again.transcript.exchanges[5].reply.state in ("stop", "length")
+        await ended(pilot, 4)
+        assert again.transcript.exchanges[4].reply.state == "length"
 
 
-class Terminal:
-    """A pseudo-terminal with a program in it; ``seen`` is all it has written."""
-
-    def __init__(self, *command: str, columns: int = 100, rows: int = 30) -> None:
-        self.parent, child = pty.openpty()
-        ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-        self.before = termios.tcgetattr(child)
-        environment = {**os.environ, "TERM": "xterm-256color", "TEXTUAL_ANIMATIONS": "none"}
-        self.child = child
-        self.process = subprocess.Popen(command, stdin=child, stdout=child, stderr=child, env=environment)
-        self.seen = b""
-
-    def read(self, seconds: float) -> None:
-        if select.select([self.parent], [], [], seconds)[0]:
-            self.seen += os.read(self.parent, 1 << 16)
-
-    def until(self, text: bytes, seconds: float = 60) -> None:
-        end = time.monotonic() + seconds
-        while text not in self.seen:
-            assert time.monotonic() < end, f"{text!r} never came; last: {self.seen[-2000:]!r}"
-            self.read(0.1)
-
-    def write(self, text: bytes) -> None:
-        os.write(self.parent, text)
-
-    def wait(self, seconds: float = 60) -> int:
-        end = time.monotonic() + seconds
-        while self.process.poll() is None:
-            assert time.monotonic() < end, "it does not end"
-            self.read(0.1)
-        while select.select([self.parent], [], [], 0.2)[0]:
-            self.seen += os.read(self.parent, 1 << 16)
-        return self.process.returncode
-
-    def close(self) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-            self.process.wait()
-        os.close(self.parent)
-        os.close(self.child)
-
-
-@pytest.fixture
-def terminal(tiny_model_path):
-    command = [sys.executable, "-m", "mlx_emotion", "chat", "--model", str(tiny_model_path), "--max-tokens", "200"]
-    made = Terminal(*command)
-    yield made
-    made.close()
-
-
-def test_in_a_terminal_from_start_to_end(terminal):
-    terminal.until(b"4-bit")
-    terminal.write(b"hello\r")
-    terminal.until(b"tok/s")
-    terminal.write(b"\x11")
-    assert terminal.wait() == 0
-    assert terminal.seen.rstrip().endswith(b"\x1b[?25h") or b"\x1b[?1049l" in terminal.seen[-500:]
-    assert terminal.seen.count(b"\x1b[?1049h") == terminal.seen.count(b"\x1b[?1049l")
-    assert termios.tcgetattr(terminal.child) == terminal.before
+def test_in_a_terminal_from_start_to_end(terminal, tiny_model_path):
+    app = terminal(*CHAT, "--model", str(tiny_model_path), "--max-tokens", "200")
+    app.until(b"4-bit")
+    app.write("hello\r")
+    app.until(b"tok/s")
+    app.write("\x11")
+    assert app.wait() == 0
+    assert app.left == []
+    assert app.seen.count(b"\x1b[?1049h") == app.seen.count(b"\x1b[?1049l")
     (exchange,) = Store().exchanges(Store().find().id)
     assert exchange.user == "hello"
 
 
-def test_killed_in_the_middle_of_a_reply(terminal):
-    terminal.until(b"4-bit")
-    terminal.write(b"hello\r")
-    store = None
-    end = time.monotonic() + 60
-    while store is None or not any(c.exchanges for c in store.conversations()):
-        assert time.monotonic() < end
-        terminal.read(0.01)
-        store = store or Store()
-    os.kill(terminal.process.pid, signal.SIGKILL)
-    terminal.process.wait()
-    (exchange,) = store.exchanges(store.find().id)
-    assert exchange.user == "hello"
-    assert exchange.reply is not None
-    store.close()
+def test_killed_in_the_middle_of_a_reply(terminal, talker):
+    """It is there when the app is opened again, and marked."""
+    app = terminal(*CHAT, *talker, "--max-tokens", "4000")
+    app.until(b"4-bit")
+    app.write("hello\r")
+    half_written(app)
+    app.kill()
+    (exchange,) = Store().exchanges(Store().find().id)
+    assert (exchange.user, exchange.reply.state) == ("hello", "writing")
+    later = terminal(*CHAT, *talker, "--resume")
+    later.until(b"cut off")
+    later.until(b"4-bit")
+    assert max(re.findall(r"[a-z]+", exchange.reply.text)[-8:], key=len) in later.painted
+
+
+def test_a_fault_leaves_the_terminal_as_it_was(terminal, tiny_model_path):
+    app = terminal(sys.executable, "-c", BROKEN, "chat", "--model", str(tiny_model_path))
+    app.until(b"4-bit")
+    app.write("\x0b")
+    assert app.wait() != 0
+    assert app.left == []
+    assert "a fault of the app" in app.painted
+
+
+def test_ended_by_the_system_in_the_middle_of_a_reply(terminal, talker):
+    """As if one had left it: the terminal is as it was, and what was said is kept."""
+    app = terminal(*CHAT, *talker, "--max-tokens", "4000")
+    app.until(b"4-bit")
+    app.write("hello\r")
+    half = half_written(app)
+    app.process.send_signal(signal.SIGTERM)
+    app.wait()
+    assert app.left == []
+    (exchange,) = Store().exchanges(Store().find().id)
+    assert exchange.reply.state == "cancelled"
+    assert exchange.reply.text
+    assert half.text.strip().startswith(exchange.reply.text[:20])
