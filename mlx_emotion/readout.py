@@ -3,8 +3,8 @@
 A reading of emotion e is the projection of the tapped activation on its vector, summed over layers,
 in units of the calibrated full dose: ``<h - z, v_e> / (s_e <v_e, v_e>)``, where ``z`` is the mean over
 a few neutral replies. So 0 is the model's ordinary, neutral self, and adding intensity 1.0 of e alone
-raises the reading of e by exactly 1. In a pack that is not calibrated s_e is 1. The vectors share a direction (arXiv 2502.04075: cosines of 0.6
-to 0.8), so one emotion raises the readings of the others too.
+raises the reading of e by exactly 1. Of a vector that is not calibrated, s_e is 1. The vectors share a
+direction (arXiv 2502.04075: cosines of 0.6 to 0.8), so one emotion raises the readings of the others too.
 """
 
 from __future__ import annotations

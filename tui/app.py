@@ -158,6 +158,11 @@ class EmotionApp(App[None]):
             self.notify(problem, title="Configuration", severity="warning", timeout=12, markup=False)
         self.call_after_refresh(self._begin)
 
+    def refresh_bindings(self) -> None:
+        """As textual does; it minds that there is no screen left when the app is being left."""
+        if self.screen_stack:
+            super().refresh_bindings()
+
     def on_unmount(self) -> None:
         self._listen(False)
 

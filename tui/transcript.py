@@ -398,22 +398,30 @@ class Transcript(VerticalScroll, can_focus=False):
         """Another conversation; its end is in view."""
         async with self.batch():
             self.exchanges, self.catalogue = list(exchanges), catalogue
-            await self._window(max(0, len(self.exchanges) - WINDOW), len(self.exchanges))
+            await self._window(len(self.exchanges), max(WINDOW, self._filling))
         self.anchor()
         self.scroll_end(animate=False)
 
-    async def _window(self, first: int, last: int) -> None:
-        """Mount exchanges ``first`` to ``last`` and no others."""
+    @property
+    def _filling(self) -> int:
+        """Exchanges that fill the screen and what is to spare, short as they may be."""
+        return round((1 + SPARE) * self.size.height / LEAST)
+
+    async def _window(self, first: int, count: int) -> None:
+        """Mount ``count`` exchanges from ``first`` on, or the last ones, and no others."""
         async with self.batch():
+            first = max(0, min(first, len(self.exchanges) - count))
             await self._unmount(range(self.first, self.last))
-            self.first, self.last, self._most = first, last, WINDOW
-            await self._mount(range(first, last))
+            self.first, self.last = first, min(first + count, len(self.exchanges))
+            self._most = max(WINDOW, count)
+            await self._mount(range(self.first, self.last))
+        self.call_after_refresh(self._fill)
 
     async def _last_window(self) -> None:
         """Have the end mounted."""
         async with self.batch():
             if self.last != len(self.exchanges):
-                await self._window(max(0, len(self.exchanges) - WINDOW), len(self.exchanges))
+                await self._window(len(self.exchanges), max(WINDOW, self._filling))
 
     async def append(self, exchange: Exchange, live: bool = False) -> ReplyMessage | None:
         """A new exchange at the end, in view; returns its reply's widget."""
@@ -511,8 +519,12 @@ class Transcript(VerticalScroll, can_focus=False):
 
     def _fill(self) -> None:
         """Mount more where what is mounted is too little to be scrolled."""
-        missing = (1 + SPARE) * self.size.height - self.virtual_size.height
-        if missing > 0:
+        enough, messages = (1 + SPARE) * self.size.height, self.messages
+        if self.virtual_size.height >= enough or not messages:
+            return
+        begin, end = messages[0].virtual_region, messages[-1].virtual_region
+        missing = enough - (end.bottom - begin.y)
+        if begin and end and missing > 0:  # they have been laid out
             count = max(PAGE, round(missing / LEAST))
             self._begin_move(-count if self.first > 0 else count, more=True)
 
@@ -540,6 +552,7 @@ class Transcript(VerticalScroll, can_focus=False):
                 if by < 0:
                     await self._mount(range(first, self.first), fixed)
                 else:
+                    self.release_anchor()  # that is for the end of all
                     await self._mount(range(self.last, last))
                 self.first, self.last = first, last
                 surplus = max(0, last - first - self._most)
@@ -554,7 +567,8 @@ class Transcript(VerticalScroll, can_focus=False):
             self._moving = settles
 
     def _settle(self, fixed: UserMessage | ReplyMessage, was: int) -> None:
-        if fixed.is_attached and fixed.display and (moved := fixed.virtual_region.y - was):
+        moved = fixed.virtual_region.y - was if fixed.is_attached and fixed.display else 0
+        if moved and self.max_scroll_y:
             self.scroll_y += moved  # not scroll_to, which would release the anchor
             self.scroll_target_y = self.scroll_y
         self._moving = False
@@ -568,7 +582,7 @@ class Transcript(VerticalScroll, can_focus=False):
             if not self.first <= number < self.last:
                 self._moving = True
                 try:
-                    await self._window(max(0, number - 2), min(len(self.exchanges), number + WINDOW // 2))
+                    await self._window(number - 2, max(WINDOW // 2, self._filling))
                 finally:
                     self._moving = False
         self.release_anchor()
@@ -580,6 +594,7 @@ class Transcript(VerticalScroll, can_focus=False):
 
     def _show_words(self, widget: UserMessage | ReplyMessage, words: str) -> None:
         """Bring a message into view; of one that is taller than that, the line that has ``words``."""
+        self.release_anchor()
         if widget.size.height > self.size.height and (found := widget.places(words)):
             line = Region(0, widget.virtual_region.y + (found[0].start or Offset()).y, 1, 1)
             self.scroll_to_region(line, animate=False, center=True)

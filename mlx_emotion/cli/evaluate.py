@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from ..errors import UsageError
 from .options import load, loading_options, think_option
@@ -25,6 +27,14 @@ def _numbers(_: Any, option: Any, value: str | None) -> list[float] | None:
         return None if value is None else [float(v) for v in value.split(",")]
     except ValueError:
         raise UsageError(f"--{option.name} is {value!r}, wanted numbers such as 0,1,2,4") from None
+
+
+# What answers depend on: option -> setting.
+_SAME = (
+    "emotions", "scales", "intensities", "queries", "limit", "parts", "top_p", "max_tokens", "batch_size", "seed",
+    "think",
+)  # fmt: skip
+SETTINGS = {"temp": "temperature", **{name: name for name in _SAME}}
 
 
 @click.command(name="evaluate")
@@ -69,8 +79,10 @@ def _numbers(_: Any, option: Any, value: str | None) -> list[float] | None:
 @think_option("off")
 @click.option("--batch-size", type=int, default=16, show_default=True, metavar="B", help="Answers made at once.")
 @click.option("--seed", type=int, default=0, show_default=True, metavar="S", help="Of sampling and of intervals.")
+@click.option("--ask-again", is_flag=True, help="Ask for the verdicts that an earlier scoring did not get.")
 @click.option("--restart", is_flag=True, help="Forget what DIR holds of an earlier run.")
-def command(**given: Any) -> None:
+@click.pass_context
+def command(context: click.Context, **given: Any) -> None:
     """Measure a model: the papers' tables and figures, as DIR/report.html.
 
     Answers are generated, scored and reported; interrupted, the same command goes on where it was.
@@ -79,6 +91,13 @@ def command(**given: Any) -> None:
     from ..models import default_model
 
     run, stage = Run(given["output"]), given["stage"]
+    if stage in ("score", "report"):
+        if given["restart"]:
+            raise UsageError(f"--restart makes all answers anew, which --stage {stage} does not")
+        said = {k: v for k, v in given.items() if context.get_parameter_source(k) is not ParameterSource.DEFAULT}
+        settings = {SETTINGS[k]: v for k, v in said.items() if k in SETTINGS}
+        if run.file.exists():  # else the stage says what is missing
+            run.check_given(settings, *(said.get(k) for k in ("model", "adapter", "vectors", "site")))
     judging = Judging(
         given["judge"],
         given["classifier"],
@@ -86,6 +105,7 @@ def command(**given: Any) -> None:
         given["perplexity_model"],
         given["labels"],
         trust_remote_code=given["trust_remote_code"],
+        ask_again=given["ask_again"],
         **({"metrics": tuple(given["metrics"])} if given["metrics"] else {}),
     )
     if stage in (None, "score"):
@@ -96,14 +116,15 @@ def command(**given: Any) -> None:
         model = load(given)
         plan = plan_for(
             model,
-            **{k: given[k] for k in ("emotions", "scales", "intensities", "queries", "limit", "parts", "top_p")},
-            **{k: given[k] for k in ("max_tokens", "batch_size", "seed", "think")},
-            temperature=given["temp"],
+            **{setting: given[option] for option, setting in SETTINGS.items()},
         )
+        if given["intensities"] and plan.settings.unit == "scale":
+            click.echo("the pack is not calibrated: intensity 1.0 is once the vector, and is called scale 1", err=True)
         click.echo(f"{len(plan.tasks)} answers to make in {run.folder}", err=True)
         with stop_on_interrupt() as stop, progress_bar("generating") as update:
             name, adapter = given["model"] or default_model(), given["adapter"]
-            make_answers(model, name, plan, run, given["restart"], update, stop.is_set, adapter)
+            warn = functools.partial(click.echo, err=True)
+            make_answers(model, name, plan, run, given["restart"], update, stop.is_set, adapter, warn)
         model.close()
         del model, plan  # its memory is the judges' now
     if stage in (None, "score"):

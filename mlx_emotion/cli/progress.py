@@ -38,12 +38,14 @@ def progress_bar(label: str) -> Iterator[Callable[[int, int, str], None]]:
         console=Console(stderr=True),
     ) as bar:
         task = bar.add_task(label, total=None, note="")
-        first: list[int] = []
+        last: tuple[int, int] | None = None
 
         def update(done: int, total: int, note: str = "") -> None:
-            if not first:  # what an earlier run did must not count in the speed
-                first.append(done)
+            nonlocal last
+            # What an earlier run did must not count in the speed, nor what was done before this.
+            if last is None or total != last[1] or done < last[0]:
                 bar.reset(task, total=total, completed=done)
+            last = done, total
             bar.update(task, completed=done, total=total, note=note)
 
         yield update

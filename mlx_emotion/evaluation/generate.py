@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
+import math
+import os
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..batch import Finished, Job, run_batch
-from ..emotions import Feeling
+from ..emotions import BASE, Feeling
 from ..errors import EvaluationError, Interrupted
 from ..events import Done
 from ..extraction import library_versions
 from ..files import atomic_write
-from ..session import Options, Session, Voice
+from ..models import EMBEDDED
+from ..session import Options, Session, Turn, Voice
 from ..steering import Dose
 from ..vectors import EmotionVectors, Identity
-from .plan import METHODS, Plan, Settings, Task
+from .plan import METHODS, Plan, Settings, Task, other_settings, uncalibrated
 
 FORMAT = 1
 FIGURES = (
@@ -31,8 +37,12 @@ FIGURES = (
 TURN_TOKENS = 64
 """Longest answer in a conversation, where many turns have to fit into the context."""
 
+SHORTEST_TURN = 16
+"""Shorter ones would not show what is felt: in a very small context old turns fall out instead."""
+
 Report = Callable[[int, int, str], None]
 Stopped = Callable[[], bool]
+Warn = Callable[[str], None]
 
 
 def never() -> bool:
@@ -44,10 +54,23 @@ def quiet(done: int, total: int, note: str) -> None:
     """A progress report that nobody reads."""
 
 
+def silent(line: str) -> None:
+    """A warning that nobody reads."""
+
+
+def finite(data: Any) -> Any:
+    """``data`` with ``None`` for every number that JSON has not: a value that is missing."""
+    if isinstance(data, float):
+        return data if math.isfinite(data) else None
+    if isinstance(data, Mapping):
+        return {k: finite(v) for k, v in data.items()}
+    return [finite(v) for v in data] if isinstance(data, list | tuple) else data
+
+
 def write_json(path: Path, data: Any) -> None:
     """Write ``data``, whole or not at all. Raises ``EvaluationError``."""
     with atomic_write(path, EvaluationError) as temporary:
-        temporary.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(finite(data), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path, before: str) -> Any:
@@ -56,17 +79,25 @@ def read_json(path: Path, before: str) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise EvaluationError(f"{path} is not there yet; run `mlx-emotion evaluate --stage {before}` first") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise EvaluationError(f"{path}: not readable: {error}") from None
 
 
 def pack_hash(pack: EmotionVectors) -> str:
-    """A hash of a pack's vectors and scales, whatever file they are in."""
-    digest = hashlib.sha256()
+    """A hash of everything in a pack that answers depend on, whatever file it is in."""
+    digest = hashlib.sha256(f"{pack.info.site} {pack.info.base_scale}".encode())
     for name in pack:
-        digest.update(f"{name} {pack.scale(name)}".encode())
+        entry = pack.info.emotions[name]
+        about = [name, *(entry.get(k) for k in ("scale", "instructions", "valence", "arousal"))]
+        digest.update(json.dumps(about).encode())
         digest.update(np.ascontiguousarray(pack[name], np.float32).tobytes())
     return digest.hexdigest()[:32]
+
+
+def full_name(model: str) -> str:
+    """A model's name that says the same in every working folder."""
+    path = Path(model).expanduser()
+    return str(path.resolve()) if model != EMBEDDED and path.is_dir() else model
 
 
 class Run:
@@ -97,6 +128,31 @@ class Run:
         """Where the vectors of another method are kept."""
         return self.folder / "vectors" / f"{method}.safetensors"
 
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep every other process out of this folder, if it is there; of two, the second gets ``EvaluationError``."""
+        import fcntl
+
+        try:
+            handle = os.open(self.folder, os.O_RDONLY)
+        except FileNotFoundError:
+            yield
+            return
+        except OSError as error:
+            raise EvaluationError(f"cannot use {self.folder}: {error.strerror or error}") from None
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise EvaluationError(
+                    f"another process is at work in {self.folder}; wait for it, or give another --output"
+                ) from None
+            except OSError:
+                pass  # a file system without locks
+            yield
+        finally:
+            os.close(handle)
+
     def begin(
         self,
         name: str,
@@ -105,14 +161,16 @@ class Run:
         plan: Plan,
         restart: bool = False,
         adapter: str | None = None,
+        warn: Warn = silent,
     ) -> None:
         """Make this folder the run of ``plan``, or check that it is. Raises ``EvaluationError`` for another's.
 
-        ``name`` and ``adapter`` are how the model is loaded again. With ``restart`` the files of an
+        ``name`` and ``adapter`` are how the model is loaded again; ``warn`` is told where the versions of
+        libraries are not those that the run began with. With ``restart`` the files of an
         earlier run here are removed first; others stay, and a folder that is no run is refused.
         """
         pack = plan.pack
-        model = {**dataclasses.asdict(identity), "quantization": quantization, "name": name}
+        model = {**dataclasses.asdict(identity), "quantization": quantization, "name": full_name(name)}
         if adapter is not None:
             model["adapter"] = str(Path(adapter).resolve())
         record = {
@@ -123,10 +181,12 @@ class Run:
                 "site": pack.info.site,
                 "queries": dict(pack.info.queries),
                 "scales": {e: pack.scale(e) for e in [*pack, "base"]},
-                "calibrated": pack.calibrated,
+                "calibrated": not uncalibrated(pack, plan.settings.emotions),
+                "uncalibrated": uncalibrated(pack, [*pack, BASE]),
                 "mean_only": [e for e in plan.settings.asked if e not in plan.comparable],
             },
             "settings": plan.settings.record(),
+            "tasks": plan.hash,
             "versions": library_versions(),
             "answers": len(plan.tasks),
         }
@@ -142,6 +202,35 @@ class Run:
         if wrong:
             raise EvaluationError(
                 f"{self.folder} holds another run ({'; '.join(wrong)}); give another --output, or --restart"
+            )
+        old: Any = there.get("versions")
+        old = old if isinstance(old, dict) else {}
+        changed = [f"{n} {old.get(n)}, now {v}" for n, v in library_versions().items() if old.get(n) != v]
+        if changed:
+            warn(f"this run began with other versions ({'; '.join(changed)}): its answers may not be of one kind")
+
+    def check_given(
+        self,
+        settings: Mapping[str, Any],
+        name: str | None = None,
+        adapter: str | None = None,
+        vectors: str | None = None,
+        site: str | None = None,
+    ) -> None:
+        """Raises ``EvaluationError`` where something said of the run in this folder is not so; ``None`` is any."""
+        there = self.read()
+        model, pack = there["model"], there["pack"]
+        pairs = [
+            ("model", full_name(model["name"]), name and full_name(name)),
+            ("adapter", model.get("adapter"), adapter and str(Path(adapter).resolve())),
+            ("pack", pack.get("sha256"), vectors and pack_hash(EmotionVectors.load(vectors))),
+            ("site", pack["site"], site),
+        ]
+        wrong = [f"{what}: there {a}, asked {b}" for what, a, b in pairs if b is not None and a != b]
+        wrong += other_settings(there["settings"], settings)
+        if wrong:
+            raise EvaluationError(
+                f"{self.folder} holds another run ({'; '.join(wrong)}); leave that out, or give another --output"
             )
 
     def _clear(self) -> None:
@@ -169,24 +258,46 @@ class Run:
         data = self._record()
         if data["format"] != FORMAT:
             raise EvaluationError(f"{self.file}: not a run of this version; give another --output, or --restart")
+        wanted: dict[str, dict[str, type]] = {
+            "": {"answers": int},
+            "model": {"id": str, "fingerprint": str, "name": str},
+            "pack": {"scales": dict, "queries": dict, "site": str},
+            "settings": {"emotions": list, "unit": str, "parts": list, "seed": int, "queries": dict, "source": dict},
+        }
+        for part, fields in wanted.items():
+            for name, kind in fields.items():
+                if not isinstance((data[part] if part else data).get(name), kind):
+                    where = f"{part}.{name}" if part else name
+                    raise EvaluationError(f"{self.file}: {where} is missing or wrong; mend it, or --restart")
         return data
 
     def read_answers(self) -> list[dict[str, Any]]:
         """Every whole line of ``answers.jsonl``. Raises ``EvaluationError`` for a file that is not one."""
-        return read_lines(self.answers)
+        return read_lines(self.answers, ANSWER, "mend the line, or --restart")
+
+
+ANSWER = dict.fromkeys(("id", "condition", "part", "kind", "question", "answer"), str)
+"""What every answer has, and of which kind."""
 
 
 def _differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
     pairs = [("model", a["model"].get("id"), b["model"]["id"])]
     pairs += [("model fingerprint", a["model"].get("fingerprint"), b["model"]["fingerprint"])]
+    pairs += [("site", a["pack"].get("site"), b["pack"]["site"])]
     pairs += [("pack", a["pack"].get("sha256"), b["pack"]["sha256"])]
     keys = sorted({*a["settings"], *b["settings"]})
     pairs += [(k, a["settings"].get(k), b["settings"].get(k)) for k in keys]
+    pairs += [("questions, instructions or scales", a.get("tasks"), b["tasks"])]
     return [(what, x, y) for what, x, y in pairs if x != y]
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSONL file; a last line that was cut short is left out. Raises ``EvaluationError``."""
+def read_lines(
+    path: Path, fields: Mapping[str, type] | None = None, otherwise: str = "mend the line, or delete the file"
+) -> list[dict[str, Any]]:
+    """The objects of a JSONL file; a last line that was cut short is left out.
+
+    ``fields`` are what each must have. Raises ``EvaluationError`` that says what to do ``otherwise``.
+    """
     try:
         raw = path.read_bytes()
     except FileNotFoundError:
@@ -198,21 +309,21 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, 1):
         try:
             item = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             item = None
         if not isinstance(item, dict):
-            raise EvaluationError(f"{path}, line {number}: not a JSON object; mend the line, or --restart")
+            raise EvaluationError(f"{path}, line {number}: not a JSON object; {otherwise}")
+        if wrong := [n for n, kind in (fields or {}).items() if not isinstance(item.get(n), kind)]:
+            raise EvaluationError(f"{path}, line {number}: {', '.join(wrong)} missing or wrong; {otherwise}")
         found.append(item)
     return found
 
 
 def append_lines(path: Path, items: Sequence[Mapping[str, Any]]) -> None:
     """Add lines to a JSONL file and see them onto the disk. Raises ``EvaluationError``."""
-    import os
-
     try:
         with open(path, "ab") as file:
-            file.write(b"".join(json.dumps(i, ensure_ascii=False).encode() + b"\n" for i in items))
+            file.write(b"".join(json.dumps(finite(i), ensure_ascii=False).encode() + b"\n" for i in items))
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
@@ -325,18 +436,50 @@ def _converse(
     voice: Voice, tasks: Sequence[Task], doses: Doses, s: Settings, seed: int, stopped: Stopped
 ) -> Iterator[Finished]:
     """One conversation, as a user has it: what was said stays in the cache as it was felt."""
-    del doses  # a session makes its own
+    del doses, seed  # a session makes its own; whatever is felt, a question is answered with the same draws
     condition = tasks[0].condition
     feeling = Feeling(((condition.emotion, 1.0),)) if condition.scales else Feeling()
-    limit = min(s.max_tokens, TURN_TOKENS) if s.think == "off" else s.max_tokens
+    limit = turn_limit(voice, tasks, s.max_tokens) if s.think == "off" else s.max_tokens
     options = Options(temperature=s.temperature, top_p=s.top_p, max_tokens=limit, guard=False, think=s.think)
-    session = Session(voice, feeling, options)
-    for turn, task in enumerate(tasks):
+    session = _Conversation(voice, feeling, options)
+    for task in tasks:
         if stopped():
             return
-        for event in session.reply(task.text, seed + turn):
+        draws = s.seed * 1_000_003 + zlib.crc32(task.query.id.encode())
+        for event in session.reply(task.text, draws):
             if isinstance(event, Done):
-                yield Finished(task, session.turns[-1].tokens, event.text, event.finish_reason)
+                kept = session.opening_kept if condition.instruction else None
+                yield Answer(task, session.turns[-1].tokens, event.text, event.finish_reason, in_prompt=kept)
+
+
+def turn_limit(voice: Voice, tasks: Sequence[Task], most: int) -> int:
+    """Longest answer of each turn with which the whole conversation fits into the context, within limits."""
+    most = min(most, TURN_TOKENS)
+    if voice.loaded.context is None:
+        return most
+    template = voice.loaded.template
+    said = [{"role": role, "content": text} for t in tasks for role, text in (("user", t.text), ("assistant", "."))]
+    room = voice.loaded.context - len(template.encode(template.render(said)))
+    return min(most, max(room // len(tasks), SHORTEST_TURN))
+
+
+@dataclass(frozen=True)
+class Answer(Finished):
+    """``in_prompt``: whether the instruction that opened the conversation still was in the prompt."""
+
+    in_prompt: bool | None = None
+
+
+class _Conversation(Session):
+    """A session that knows whether the model still saw how it began: a full context loses the first turns."""
+
+    opening_kept = True
+
+    def _fitting(self, turns: list[Turn]) -> list[Turn]:
+        kept = super()._fitting(turns)
+        first = self.turns[0]  # one without an answer is left out of the prompt, too
+        self.opening_kept = kept[0] is first and (first.answered or first is turns[-1])
+        return kept
 
 
 def _line(task: Task, answer: Finished) -> dict[str, Any]:
@@ -357,5 +500,6 @@ def _line(task: Task, answer: Finished) -> dict[str, Any]:
         "answer": answer.text,
         "tokens": len(answer.tokens),
         "reason": answer.reason,
+        "instruction_in_prompt": answer.in_prompt if isinstance(answer, Answer) else None,
     }
     return {k: v for k, v in line.items() if v not in (None, "") or k == "answer"}

@@ -22,12 +22,13 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from ..errors import EvaluationError, MLXEmotionError, UsageError
 from . import lexicon
 from .metrics import EAS_EMOTIONS, EPS_LABELS, overlaps
 
+T = TypeVar("T")
 BUILTIN = "builtin"
 KEY_VARIABLES = ("MLX_EMOTION_JUDGE_KEY", "OPENAI_API_KEY")
 INSTALL = "pip install 'mlx-emotion[eval]'"
@@ -77,15 +78,18 @@ class Builtin:
     label: str
     rule: Callable[[Item], Any]
     batch: int = 1
+    unknown: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
         return f"{BUILTIN}:{self.kind}"
 
     def check(self) -> None:
-        """Nothing can be wrong."""
+        """Raises ``EvaluationError`` where the label table lacks ``unknown``, which it can say."""
+        _check_labels("the built-in lexicon", self.unknown)
 
     def judge(self, items: Sequence[Item]) -> list[Any]:
+        self.check()
         return [self.rule(i) for i in items]
 
 
@@ -114,9 +118,17 @@ KINDS = tuple(_BUILTIN)
 labels; ``emotions`` label -> probability; ``top`` one GoEmotions label."""
 
 
-def builtin(kind: str) -> Builtin:
+def builtin(kind: str, unknown: Sequence[str] = ()) -> Builtin:
     label, rule = _BUILTIN[kind]
-    return Builtin(kind, label, rule)
+    return Builtin(kind, label, rule, unknown=tuple(unknown))
+
+
+def _check_labels(judge: str, unknown: Sequence[str]) -> None:
+    if unknown:
+        raise EvaluationError(
+            f"{judge} has labels without a place on the circumplex: {', '.join(unknown[:8])}; "
+            "give a table that has them with --labels"
+        )
 
 
 # Classifiers through transformers.
@@ -145,10 +157,10 @@ def _loading(model: str, load: Callable[[], Any]) -> Any:
     try:
         return load()
     except Exception as error:  # the hub, the file system and transformers raise many kinds here
-        raise EvaluationError(f"cannot load the classifier {model}: {_first_line(error)}") from None
+        raise EvaluationError(f"cannot load the classifier {model}: {first_line(error)}") from None
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
@@ -182,10 +194,7 @@ class ZeroShot:
         multi = self.kind == "emotions"
         # An empty text is an error to the pipeline, and no classifier has anything to say about it.
         texts = [i.answer for i in items if i.answer.strip()]
-        found = iter(
-            classify(texts, self.labels, multi_label=multi, batch_size=self.batch, truncation=True)
-            if texts else []
-        )  # fmt: skip
+        found = iter(classify(texts, self.labels, multi_label=multi, batch_size=self.batch) if texts else [])
         results = [next(found) if i.answer.strip() else None for i in items]
         if multi:
             return [r and dict(zip(r["labels"], map(float, r["scores"]))) for r in results]
@@ -205,12 +214,7 @@ class GoEmotions:
         self._model, self._known = model, set(known)
 
     def check(self) -> None:
-        unknown = sorted(set(_labels(self._model)) - self._known)
-        if unknown:
-            raise EvaluationError(
-                f"{self._model} has labels without a place on the circumplex: {', '.join(unknown[:8])}; "
-                "give a table that has them with --labels"
-            )
+        _check_labels(self._model, sorted(set(_labels(self._model)) - self._known))
 
     def judge(self, items: Sequence[Item]) -> list[Any]:
         self.check()
@@ -245,7 +249,7 @@ def read_verdict(kind: str, reply: str) -> Any:
     for match in re.finditer(r"\{[^{}]*\}", reply):
         try:
             data = json.loads(match[0])
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if kind == "topic":
             value = data.get("topic")
@@ -301,6 +305,16 @@ HARMLESS = Item("What is two and two?", "Two and two is four.")
 """What any endpoint that works gives a verdict on."""
 
 
+def _key() -> str | None:
+    """The endpoint's key, from the environment. Raises ``UsageError`` that does not show it."""
+    for variable in KEY_VARIABLES:
+        if key := os.environ.get(variable, "").strip():
+            if not all(" " <= c <= "~" for c in key):  # a line break would end the header, and be told with the key
+                raise UsageError(f"the key in {variable} has a character that no key has, such as a line break")
+            return key
+    return None
+
+
 class _RefusedError(Exception):
     """An endpoint will not take one request, such as a text that its filter stops or that is too long for it."""
 
@@ -320,6 +334,8 @@ class Endpoint:
 
     def __init__(self, address: str, kind: str) -> None:
         url, _, model = address.partition("#")
+        if "@" in url:  # nothing uses it, and it would stand in files and messages
+            raise UsageError(f"--judge has a name or password in its address; set the key in {KEY_VARIABLES[0]}")
         if not model:
             raise UsageError(f"--judge {address} names no model; write it after a #, as in {url}#my-model")
         try:
@@ -331,7 +347,7 @@ class Endpoint:
             raise UsageError(f"--judge {address!r} is no address; wanted one such as http://localhost:8080/v1#my-model")
         self.url, self.model, self.kind = url.rstrip("/"), model, kind
         self.name, self.label = f"{address}:{kind}", model
-        self._key = next((key for v in KEY_VARIABLES if (key := os.environ.get(v, "").strip())), None)
+        self._key = _key()
 
     def check(self) -> None:
         """An endpoint may come up while answers are made; a wrong address has been refused already."""
@@ -366,6 +382,8 @@ class Endpoint:
                 with urllib.request.urlopen(request, timeout=self.timeout) as reply:
                     content = json.loads(reply.read(1 << 20))["choices"][0]["message"]["content"]
                     return content if isinstance(content, str) else ""
+            except RecursionError:  # endlessly nested: no verdict
+                return ""
             except urllib.error.HTTPError as error:
                 if error.code in (401, 403):
                     raise EvaluationError(
@@ -412,7 +430,9 @@ def classifier(spec: str, kind: str, labels: Sequence[str]) -> Judge:
 
 def go_emotions(spec: str, known: Sequence[str]) -> Judge:
     """The judge of ``top``: ``builtin`` or a classifier with GoEmotions labels."""
-    return builtin("top") if spec == BUILTIN else GoEmotions(spec, known)
+    if spec == BUILTIN:
+        return builtin("top", sorted({*lexicon.shipped().emotions, "neutral"} - set(known)))
+    return GoEmotions(spec, known)
 
 
 def read_labels(path: str | Path | None) -> dict[str, float | None]:
@@ -423,7 +443,7 @@ def read_labels(path: str | Path | None) -> dict[str, float | None]:
         return circumplex_data()["labels"]
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{path}: not a label table: {error}") from None
     table = data.get("labels", data) if isinstance(data, Mapping) else None
     if not isinstance(table, Mapping) or not table:
@@ -436,10 +456,17 @@ def read_labels(path: str | Path | None) -> dict[str, float | None]:
 
 
 def verdicts(judge: Judge, items: Sequence[Item]) -> list[Any]:
-    """The judge's verdicts on one batch. Raises ``EvaluationError``."""
+    """The judge's verdicts on one batch; none on an empty answer, which shows nothing. Raises ``EvaluationError``."""
+    said = [i for i in items if i.answer.strip()]
+    found = iter(guarded(judge.label, lambda: judge.judge(said)) if said else ())
+    return [next(found) if i.answer.strip() else None for i in items]
+
+
+def guarded(judge: str, work: Callable[[], T]) -> T:
+    """What ``work`` of a judge gives; one line where it fails. Raises ``EvaluationError``."""
     try:
-        return judge.judge(items)
+        return work()
     except MLXEmotionError:
         raise
-    except (RuntimeError, ValueError, IndexError) as error:  # what a classifier raises for odd input
-        raise EvaluationError(f"judge {judge.label} failed: {_first_line(error)}; the answers are kept") from None
+    except Exception as error:  # odd input, memory that runs out, a model's own code
+        raise EvaluationError(f"judge {judge} failed: {first_line(error)}; the answers are kept") from error

@@ -36,6 +36,9 @@ WAYS = ("prompt", "steering", "both")
 READ_QUERIES = 16
 """Questions of a group that are read at least, where the set has them: fewer would say nothing."""
 
+MOST_AT_ONCE = 256
+"""Largest batch: beyond it nothing gets faster, and memory runs out."""
+
 ROTATIONS = 3
 """Conversations per emotion in the fading experiment; each asks the same questions in another order."""
 
@@ -101,12 +104,19 @@ def read_queries(path: str | Path | None) -> tuple[dict[str, list[str]], dict[st
     return {group: list(itertools.islice(rest, n)) for group, n in EQ_PLUS}, source
 
 
+def uncalibrated(pack: EmotionVectors, emotions: Iterable[str]) -> list[str]:
+    """Those of ``emotions`` whose intensity 1.0 nobody measured: it is once the vector."""
+    entries = {**pack.info.emotions, BASE: {"scale": pack.info.base_scale}}
+    return [e for e in dict.fromkeys(emotions) if entries[e].get("scale") is None]
+
+
 @dataclass(frozen=True)
 class Settings:
     """What the answers depend on; a folder holds answers of one ``Settings`` only.
 
-    ``doses`` are in ``unit``: calibrated ``intensity`` or raw ``scale``. ``limit`` is queries a group.
-    ``queries`` are answered; ``read`` are read for their emotion without an answer, which costs little.
+    ``doses`` are in ``unit``: calibrated ``intensity`` or raw ``scale``, the only one of a pack without
+    calibration. ``limit`` is queries a group. ``queries`` are answered; ``read`` are read for their emotion
+    without an answer, which costs little.
     """
 
     emotions: tuple[str, ...]
@@ -145,7 +155,11 @@ class Settings:
             raise UsageError(f"no emotion to evaluate: known are {', '.join(known)}")
         if scales is not None and intensities is not None:
             raise UsageError("give --scales or --intensities, not both")
-        unit = "scale" if scales is not None or (intensities is None and not pack.calibrated) else "intensity"
+        raw = uncalibrated(pack, names)
+        if intensities is not None and 0 < len(raw) < len(names):
+            raise UsageError(f"{', '.join(raw)} not calibrated, others are; give --scales, or other --emotions")
+        # Without calibration intensity 1.0 is once the vector: the conditions are called what they are.
+        unit = "scale" if scales is not None or raw else "intensity"
         given = scales if scales is not None else intensities
         doses = tuple(given) if given is not None else {"scale": SCALES, "intensity": INTENSITIES}[unit]
         if not doses or not all(math.isfinite(d) and -1000 <= d <= 1000 for d in doses):
@@ -174,7 +188,7 @@ class Settings:
     def __post_init__(self) -> None:
         for what, value, fine in (
             ("max-tokens", self.max_tokens, self.max_tokens >= 1),
-            ("batch-size", self.batch_size, self.batch_size >= 1),
+            ("batch-size", self.batch_size, 1 <= self.batch_size <= MOST_AT_ONCE),
             ("temperature", self.temperature, 0 <= self.temperature <= 10),
             ("top-p", self.top_p, 0 < self.top_p <= 1),
             ("seed", self.seed, 0 <= self.seed < 2**31),
@@ -194,6 +208,26 @@ class Settings:
         data = json.loads(json.dumps(dataclasses.asdict(self)))
         counts = {what: {g: len(q) for g, q in data[what].items()} for what in ("queries", "read")}
         return {**data, **counts}
+
+
+def other_settings(record: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
+    """In what ``given``, options as in ``Settings.make``, differs from the settings in ``record``; ``None`` is any.
+
+    Raises ``QueryError`` for a file of queries that is none.
+    """
+    asked = {k: v for k, v in given.items() if v is not None}
+    for unit in ("scales", "intensities"):
+        if unit in asked:
+            asked["doses"] = sorted({float(d) for d in asked.pop(unit)})
+            if unit == "scales":
+                asked["unit"] = "scale"
+    if "queries" in asked:
+        asked["source"] = read_queries(asked.pop("queries"))[1]
+    if "parts" in asked:
+        asked["parts"] = [p for p in PARTS if p in asked["parts"]]
+    if "emotions" in asked:
+        asked["emotions"] = list(dict.fromkeys(asked["emotions"]))
+    return [f"{k}: there {record.get(k)}, asked {v}" for k, v in asked.items() if record.get(k) != v]
 
 
 @dataclass(frozen=True)
@@ -380,6 +414,12 @@ class Plan:
     @functools.cached_property
     def tasks(self) -> list[Task]:
         return [t for c in self.chunks for t in c.tasks]
+
+    @property
+    def hash(self) -> str:
+        """Of everything that is asked, whatever file it came from, and of the doses it is asked under."""
+        asked = [(t.id, t.text, t.condition.scales, t.condition.method, t.turn) for t in self.tasks]
+        return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:32]
 
 
 def check_plan(plan: Plan) -> None:

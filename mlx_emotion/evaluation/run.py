@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..errors import EvaluationError
-from .generate import Report, Run, Stopped, generate, never, quiet
-from .judges import need_extra
+from .generate import Report, Run, Stopped, Warn, generate, never, quiet, silent
+from .judges import first_line, need_extra
 from .plan import Plan, Settings, check_plan
 from .probes import other_vectors, probe_logits, read_questions
-from .score import Judging, read_scores, score
+from .score import Judging, read_scores
+from .score import score as score_answers
 
 if TYPE_CHECKING:
     from ..model import Model
@@ -46,12 +49,13 @@ def make_answers(
     progress: Report = quiet,
     stopped: Stopped = never,
     adapter: str | None = None,
+    warn: Warn = silent,
 ) -> None:
     """Stage ``generate``: everything that needs the model. Does what an earlier, unfinished run left undone.
 
-    ``name`` and ``adapter`` are how ``model`` was loaded.
+    ``name`` and ``adapter`` are how ``model`` was loaded; ``warn`` is told what may be wrong. Raises
+    ``EvaluationError``, also where memory runs out: what was written is kept.
     """
-    run.begin(name, model.identity, model.quantization, plan, restart, adapter)
 
     def work(voice: Voice) -> None:
         packs = other_vectors(voice, plan, run, progress, stopped)
@@ -61,7 +65,38 @@ def make_answers(
             read_questions(voice, plan, run, progress, stopped)
         generate(voice, plan, run, packs, progress, stopped)
 
-    model.run(work)
+    try:
+        run.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EvaluationError(f"cannot use {run.folder}: {error.strerror or error}") from None
+    with run.alone():
+        run.begin(name, model.identity, model.quantization, plan, restart, adapter, warn)
+        try:
+            model.run(work)
+        except (RuntimeError, MemoryError) as error:  # what MLX raises where memory runs out
+            raise EvaluationError(
+                f"no more answers: {first_line(error)}; those in {run.answers} are kept. If memory ran out, --restart "
+                "with a smaller --batch-size"
+            ) from error
+
+
+def score(run: Run, judging: Judging, progress: Report = quiet, stopped: Stopped = never) -> dict[str, Any]:
+    """Stage ``score``: judge the answers and write ``scores.json`` and ``scores.csv``. Raises ``EvaluationError``."""
+    with run.alone(), _whole(run):
+        return score_answers(run, judging, progress, stopped)
+
+
+@contextlib.contextmanager
+def _whole(run: Run) -> Iterator[None]:
+    """One line instead of a traceback for files that were damaged, or are of another version."""
+    try:
+        yield
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
+        what = f"{type(error).__name__}: {first_line(error)}"
+        raise EvaluationError(
+            f"the files in {run.folder} are damaged or of another version ({what}); the answers are kept, "
+            "run the stage before again, or --restart"
+        ) from error
 
 
 def make_report(run: Run) -> list[Path]:
@@ -73,9 +108,10 @@ def make_report(run: Run) -> list[Path]:
     from .figures import draw
     from .report import write
 
-    scores = read_scores(run)
-    pictures = draw(run, scores, geometry(run))
-    return [*write(run, scores, pictures), *(p for paths in pictures.values() for p in paths)]
+    with run.alone(), _whole(run):
+        scores = read_scores(run)
+        pictures = draw(run, scores, geometry(run))
+        return [*write(run, scores, pictures), *(p for paths in pictures.values() for p in paths)]
 
 
 def need_figures() -> None:

@@ -28,6 +28,7 @@ from .generate import (
     Stopped,
     append_lines,
     cut_lines,
+    finite,
     never,
     quiet,
     read_json,
@@ -43,6 +44,7 @@ from .judges import (
     chat_judge,
     classifier,
     go_emotions,
+    guarded,
     local_model,
     read_labels,
     verdicts,
@@ -72,6 +74,7 @@ class Judging:
     """Who judges. ``builtin`` needs nothing; see ``judges`` for what else each may be.
 
     ``trust_remote_code`` is for models that judge: whether Python code that comes with them may run.
+    ``ask_again`` is to ask for the verdicts that an earlier scoring did not get.
     """
 
     judge: str = BUILTIN
@@ -81,6 +84,7 @@ class Judging:
     labels: str | None = None
     metrics: tuple[str, ...] = METRICS
     trust_remote_code: bool = False
+    ask_again: bool = False
 
     def __post_init__(self) -> None:
         if unknown := [m for m in self.metrics if m not in METRICS]:
@@ -101,11 +105,13 @@ class Judging:
 class Verdicts:
     """Judges' verdicts on answers, kept in ``judgements.jsonl`` so that none is asked for twice."""
 
-    def __init__(self, run: Run, progress: Report, stopped: Stopped) -> None:
+    def __init__(self, run: Run, progress: Report, stopped: Stopped, ask_again: bool = False) -> None:
         self._run, self._progress, self._stopped = run, progress, stopped
-        kept = read_lines(run.judgements)
+        kept = read_lines(run.judgements, {"judge": str, "id": str})
         cut_lines(run.judgements, len(kept))
-        self._found: dict[tuple[str, str], Any] = {(k["judge"], k["id"]): k["verdict"] for k in kept}
+        self._found: dict[tuple[str, str], Any] = {(k["judge"], k["id"]): finite(k.get("verdict")) for k in kept}
+        if ask_again:
+            self._found = {k: v for k, v in self._found.items() if v is not None}
 
     def of(self, judge: Judge, rows: Sequence[Row]) -> list[Any]:
         """One verdict a row. Raises ``EvaluationError`` with all earlier verdicts kept."""
@@ -124,8 +130,13 @@ class Verdicts:
         from ..engine import shared
 
         def ask(part: Sequence[Row]) -> list[Any]:
-            texts = [f"{r['question']} {r['answer']}" for r in part]
-            found = shared().run(lambda: dict(perplexities(local_model(model, adapter, trust_remote_code), texts)))
+            # An empty answer's would be the question's alone.
+            texts = [f"{r['question']} {r['answer']}" if r["answer"].strip() else "" for r in part]
+
+            def work() -> dict[int, float | None]:
+                return dict(perplexities(local_model(model, adapter, trust_remote_code), texts))
+
+            found = guarded(f"{Path(model).name} (perplexity)", lambda: shared().run(work))
             return [found[i] for i in range(len(texts))]
 
         judge = f"{model}:perplexity" if adapter is None else f"{model} with {adapter}:perplexity"
@@ -137,15 +148,15 @@ class Verdicts:
         # A batch that is not known to its end is judged whole: what shares a batch moves a score's last digits.
         for start in range(0, len(rows), size):
             part = rows[start : start + size]
-            if all((name, r["id"]) in self._found for r in part):
+            if all((name, r["id"]) in self._found or not r["answer"].strip() for r in part):
                 continue
-            lines = [{"judge": name, "id": r["id"], "verdict": v} for r, v in zip(part, ask(part))]
+            lines = [{"judge": name, "id": r["id"], "verdict": finite(v)} for r, v in zip(part, ask(part))]
             append_lines(self._run.judgements, lines)
             self._found |= {(name, line["id"]): line["verdict"] for line in lines}
             self._progress(start + len(part), len(rows), label)
             if self._stopped():
                 raise Interrupted("stopped; the same command goes on from here")
-        return [self._found[name, r["id"]] for r in rows]
+        return [self._found.get((name, r["id"])) for r in rows]
 
 
 def score(run: Run, judging: Judging, progress: Report = quiet, stopped: Stopped = never) -> dict[str, Any]:
@@ -164,7 +175,7 @@ def score(run: Run, judging: Judging, progress: Report = quiet, stopped: Stopped
     asked = [e for e in settings["emotions"] if e != BASE]
     if rows and not any(r["answer"].strip() for r in rows):
         raise EvaluationError(f"every answer in {run.answers} is empty; there is nothing to score")
-    known = Verdicts(run, progress, stopped)
+    known = Verdicts(run, progress, stopped, judging.ask_again)
     labels = list(dict.fromkeys([*BASIC, *asked, NEUTRAL]))
     table = [r for r in rows if r["part"] in TABLES]
     judges = _judge_rows(rows, table, judging, about["model"], labels, known)

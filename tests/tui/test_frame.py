@@ -577,16 +577,19 @@ async def test_a_reply_under_way_shows_its_speed(make_app, fake, monkeypatch):
             app.talk.speaking.inbox.append(Token(" x", index))
             await app.talk.drain()
         await pilot.pause()
-        assert " · 4 tokens · " in text_of(app)
-        assert " tok/s" in text_of(app)
+        shown = text_of(app)
+        fake.go.set()
+        await answered(pilot, 1)
+        assert " · 4 tokens · " in shown
+        assert " tok/s" in shown
 
 
-async def test_a_key_typed_before_the_store_is_open(fake):
-    class Ahead(EmotionApp):
-        def on_mount(self) -> None:
-            self.action_conversations()
+async def test_a_key_typed_before_the_store_is_open(make_app):
+    def store():
+        app.action_conversations()
+        return Store()
 
-    app = Ahead(load=lambda name: fake, settings=Settings(animation=False))
+    app = make_app(store=store)
     async with app.run_test(size=(120, 30)) as pilot:
         await until(pilot, lambda: "No conversation yet" in text_of(app))
 
