@@ -32,10 +32,8 @@ def measure(voice: Voice, rounds: int) -> list[float]:
 
     assert voice.vectors is not None, "this model has no pack"
     template, pack = voice.loaded.template, voice.vectors
-    unit = "intensities" if pack.calibrated else "scales"
-    doses = {unit: [0, 0.5, 1, 1.5]}
     settings = Settings.make(
-        pack, emotions=[e for e in BASIC if e in pack], **doses, limit=QUESTIONS,
+        pack, emotions=[e for e in BASIC if e in pack], intensities=[0, 0.5, 1, 1.5], limit=QUESTIONS,
         parts=["tables"], max_tokens=TOKENS, batch_size=BATCH,
     )  # fmt: skip
     plan = Plan(settings, pack)

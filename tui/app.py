@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -43,6 +45,8 @@ PARTING = 2.0
 """Most seconds that leaving waits for a reply under way to stop and be stored."""
 SIGNALS = ("SIGTERM", "SIGHUP")
 """Those that ask the app to leave, with the terminal as it was before."""
+LEAVE_SECONDS = 10
+"""After which it is ended all the same."""
 WELCOME = (
     "Write below and press Enter. The model answers with the feeling that is set, whatever you ask.",
     "Tab goes to the emotions: move one while the model speaks, and hear it change.",
@@ -174,9 +178,16 @@ class EmotionApp(App[None]):
         for number in (getattr(signal, name) for name in SIGNALS):
             with contextlib.suppress(ValueError, RuntimeError):  # on another thread than the main one
                 if wanted:
-                    loop.add_signal_handler(number, self.call_later, self.action_quit)
+                    loop.add_signal_handler(number, self._told_to_leave, number)
                 else:
                     loop.remove_signal_handler(number)
+
+    def _told_to_leave(self, number: int) -> None:
+        # Where the terminal is gone, textual 8.2 may wait for ever to write to it.
+        last = threading.Timer(LEAVE_SECONDS, os._exit, (128 + number,))
+        last.daemon = True
+        last.start()
+        self.call_later(self.action_quit)
 
     async def _begin(self) -> None:
         """Open the store, and load the model behind the first painting."""

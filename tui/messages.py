@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, cast
 from textual.binding import Binding
 from textual.widgets import Input
 
+from .looks import clean
 from .transcript import ReplyMessage, UserMessage
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ def copy(app: EmotionApp) -> None:
     By OSC 52, and by the system's own tool where there is one (Terminal.app has no OSC 52).
     """
     message = app.transcript.chosen
-    text = app.screen.get_selected_text() or (message.source if message is not None else app.talk.last_said)
+    text = app.screen.get_selected_text() or (message.source if message is not None else clean(app.talk.last_said))
     if not text:
         app.notify("There is nothing to copy yet.", timeout=3)
         return

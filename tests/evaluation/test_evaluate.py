@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import importlib.util
+import io
+import itertools
 import json
+import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -21,12 +26,11 @@ from mlx_emotion.cli import main
 from mlx_emotion.engine import shared
 from mlx_emotion.errors import EvaluationError, Interrupted, QueryError, UsageError
 from mlx_emotion.evaluation import probes, report
-from mlx_emotion.evaluation import run as stages
 from mlx_emotion.evaluation.judges import read_labels
 from mlx_emotion.evaluation.perplexity import perplexities
-from mlx_emotion.evaluation.plan import EQ_PLUS, Plan, Settings, read_queries
+from mlx_emotion.evaluation.plan import EQ_PLUS, Plan, Settings, circumplex_data, read_queries
 from mlx_emotion.evaluation.run import Judging, Run, make_answers, make_report, plan_for, score
-from mlx_emotion.evaluation.score import _circumplex, _statements
+from mlx_emotion.evaluation.score import Verdicts, _circumplex, _statements
 from mlx_emotion.files import extraction_folder
 from mlx_emotion.models import load_model
 from mlx_emotion.vectors import EmotionVectors
@@ -34,6 +38,7 @@ from mlx_emotion.vectors import EmotionVectors
 pytest.importorskip("matplotlib")
 pytest.importorskip("sklearn")
 
+SCRIPT = Path(__file__).parents[2] / "scripts" / "reproduce_paper.py"
 SMALL = {"emotions": ["base", "fear", "joy"], "intensities": [0, 1], "max_tokens": 5, "batch_size": 2, "limit": 2}
 FAST = ("tables", "statements", "probes", "readout")
 RESULTS = ("answers.jsonl", "scores.json", "scores.csv", "report.html", "report.md")
@@ -121,12 +126,33 @@ def test_every_group_of_ones_own_queries_is_asked(pack, tmp_path):
         ({"parts": ["tabels"]}, UsageError, "known are tables"),
         ({"limit": 0}, UsageError, "limit is 0"),
         ({"max_tokens": 0}, UsageError, "max-tokens is 0"),
+        ({"batch_size": 257}, UsageError, "batch-size is 257"),
         ({"queries": "no-such.json"}, QueryError, "no-such.json"),
     ],
 )
 def test_wrong_settings(pack, given, error, says):
     with pytest.raises(error, match=says):
         Settings.make(pack, **given)
+
+
+def uncalibrated(pack: EmotionVectors, *without: str) -> EmotionVectors:
+    entries = {e: {**v, "scale": None if e in without else v["scale"]} for e, v in pack.info.emotions.items()}
+    return EmotionVectors(dict(pack), dataclasses.replace(pack.info, emotions=entries))
+
+
+def test_without_calibration_intensities_are_called_scales(pack, model, tmp_path):
+    raw, few = uncalibrated(pack, "fear", "joy"), {"emotions": ["fear", "joy"], "intensities": [0.5]}
+    plan = Plan(Settings.make(raw, **few), raw)
+    assert plan.settings.unit == "scale"
+    assert dict(plan.conditions[1].scales) == {"fear": 0.5}
+    run = Run(tmp_path)
+    run.begin("tiny", model.identity, model.quantization, plan)
+    assert run.read()["pack"]["calibrated"] is False
+    assert run.read()["pack"]["uncalibrated"] == ["fear", "joy"]
+    half = uncalibrated(pack, "fear")
+    with pytest.raises(UsageError, match="fear not calibrated, others are"):
+        Settings.make(half, **few)
+    assert Settings.make(half, emotions=["joy"], intensities=[0.5]).unit == "intensity"
 
 
 # A whole run.
@@ -203,6 +229,27 @@ def test_a_loop_counts_as_repetition_beside_its_emotion(done, tmp_path):
     assert "perplexity" not in fear
 
 
+def test_a_conversation_says_whether_its_instruction_was_still_in_the_prompt(done):
+    rows = [a for a in done.read_answers() if a["part"] == "fading"]
+    found = {(a["way"], a["turn"]): a.get("instruction_in_prompt") for a in rows}
+    assert found["prompt", 0] is True
+    assert found["prompt", 10] is False  # eleven turns of bytes are more than this model's context
+    assert {v for (way, _), v in found.items() if way != "prompt"} == {None}
+
+
+def test_a_turn_is_as_long_as_the_whole_conversation_allows(model, pack, queries_path):
+    from mlx_emotion.evaluation.generate import SHORTEST_TURN, TURN_TOKENS, turn_limit
+
+    plan = Plan(Settings.make(pack, queries=queries_path, parts=["fading"], limit=1), pack)
+    tasks = plan.chunks[0].tasks
+
+    def work(voice):
+        return turn_limit(voice, tasks[:1], 128), turn_limit(voice, tasks[:4], 128), turn_limit(voice, tasks, 128)
+
+    one, four, eleven = model.run(work)
+    assert one == TURN_TOKENS > four > eleven == SHORTEST_TURN
+
+
 # Again, from where it was.
 
 
@@ -238,20 +285,23 @@ def test_stopped_and_torn_it_ends_as_an_undisturbed_run(done, model, tiny_model_
     compare(done, run)
 
 
-def test_killed_it_ends_as_an_undisturbed_run(tiny_model_path, pack_path, queries_path, tmp_path):
+def test_killed_in_every_stage_it_ends_as_an_undisturbed_run(tiny_model_path, pack_path, queries_path, tmp_path):
+    """Every part: killed while it probes the model, while it answers and while it scores."""
+
     def command(folder: Path) -> list[str]:
-        options = f"--parts tables --emotions fear,joy --scales 0,1,2,4 --max-tokens 12 --batch-size 2 -o {folder}"
+        options = f"--emotions fear,joy --scales 0,1 --limit 1 --max-tokens 4 --batch-size 2 -o {folder}"
         files = ["--model", str(tiny_model_path), "--vectors", str(pack_path), "--queries", str(queries_path)]
         return [sys.executable, "-m", "mlx_emotion", "evaluate", *files, *options.split()]
 
     run = Run(tmp_path / "killed")
-    process = subprocess.Popen(command(run.folder), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    end = time.monotonic() + 120
-    while not (run.answers.exists() and run.answers.stat().st_size) and process.poll() is None:
-        assert time.monotonic() < end
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    for begun in (run.vectors("pca"), run.answers, run.judgements):
+        process = subprocess.Popen(command(run.folder), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        end = time.monotonic() + 600
+        while not (begun.exists() and begun.stat().st_size) and process.poll() is None:
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
     subprocess.run(command(run.folder), check=True, capture_output=True)
     fresh = Run(tmp_path / "fresh")
     subprocess.run(command(fresh.folder), check=True, capture_output=True)
@@ -283,6 +333,84 @@ def test_other_settings_are_refused_until_restart(done, model, queries_path, tmp
     assert not run.answers.exists()
     assert [p.name for p in run.figures.iterdir()] == ["mine.png"]
     assert all(p.exists() for p in mine)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (["--model", "other/model"], "model: there"),
+        (["--limit", "7"], "limit: there 2, asked 7"),
+        (["--seed", "3"], "seed: there 0, asked 3"),
+        (["--scales", "0,1"], "unit: there intensity, asked scale"),
+        (["--restart"], "--restart makes all answers anew"),
+    ],
+)
+@pytest.mark.parametrize("stage", ["score", "report"])
+def test_a_later_stage_refuses_what_the_run_is_not(done, stage, given, says, capsys):
+    before = done.scores.read_bytes()
+    assert main(["evaluate", "-o", str(done.folder), "--stage", stage, *given]) in (1, 2)
+    assert says in capsys.readouterr().err
+    assert done.scores.read_bytes() == before
+
+
+def test_a_later_stage_takes_what_the_run_is(done, tiny_model_path, pack_path, queries_path, tmp_path):
+    run = Run(shutil.copytree(done.folder, tmp_path / "copy"))
+    same = ["--model", str(tiny_model_path), "--vectors", str(pack_path), "--queries", str(queries_path)]
+    same += ["--limit", "2", "--seed", "0", "--emotions", "base,fear,joy", "--intensities", "1,0", "--max-tokens", "5"]
+    assert main(["evaluate", "-o", str(run.folder), "--stage", "score", *same]) == 0
+
+
+def changed(pack: EmotionVectors, **entry) -> EmotionVectors:
+    entries = {**pack.info.emotions, "fear": {**pack.info.emotions["fear"], **entry}}
+    return EmotionVectors(dict(pack), dataclasses.replace(pack.info, emotions=entries))
+
+
+def test_another_pack_or_other_questions_are_another_run(model, pack, queries_path, tmp_path, monkeypatch):
+    def plan(own: EmotionVectors) -> Plan:
+        return Plan(Settings.make(own, queries=queries_path, parts=["circumplex"], limit=1), own)
+
+    def begin(own: EmotionVectors) -> None:
+        Run(tmp_path).begin("tiny", model.identity, model.quantization, plan(own))
+
+    begin(pack)
+    begin(pack)
+    for other in (
+        changed(pack, instructions=["Be afraid."]),
+        changed(pack, valence=0.5, arousal=0.5),
+        EmotionVectors(dict(pack), dataclasses.replace(pack.info, base_scale=3.0)),
+        EmotionVectors(dict(pack), dataclasses.replace(pack.info, site="residual")),
+    ):
+        with pytest.raises(EvaluationError, match="pack: there"):
+            begin(other)
+    data = circumplex_data()
+    monkeypatch.setattr("mlx_emotion.evaluation.plan.circumplex_data", lambda: {**data, "questions": ["Why?"]})
+    with pytest.raises(EvaluationError, match="questions, instructions or scales: there"):
+        begin(pack)
+
+
+def test_other_versions_of_libraries_are_told(done, model, tiny_model_path, queries_path, tmp_path):
+    run = Run(shutil.copytree(done.folder, tmp_path / "copy"))
+    about = json.loads(run.file.read_text())
+    run.file.write_text(json.dumps({**about, "versions": {**about["versions"], "mlx": "0.1"}}))
+    plan = plan_for(model, queries=queries_path, parts=[*FAST, "circumplex", "fading"], **SMALL)
+    said: list[str] = []
+    make_answers(model, str(tiny_model_path), plan, run, warn=said.append)
+    assert len(said) == 1
+    assert "mlx 0.1, now" in said[0]
+
+
+def test_two_processes_do_not_share_a_folder(done):
+    with done.alone(), pytest.raises(EvaluationError, match="another process is at work"):
+        score(done, Judging())
+    score(done, Judging())
+
+
+def test_a_model_folder_is_known_by_its_whole_path(done, tiny_model_path, monkeypatch):
+    from mlx_emotion.evaluation.generate import full_name
+
+    monkeypatch.chdir(tiny_model_path.parent)
+    assert full_name(tiny_model_path.name) == str(tiny_model_path.resolve()) == done.read()["model"]["name"]
+    assert full_name("owner/name") == "owner/name"
 
 
 @pytest.mark.parametrize("name", ["run.json", "figures/topic.png"])
@@ -354,6 +482,164 @@ def test_a_judge_out_of_reach_keeps_answers_and_earlier_verdicts(done, tmp_path,
     with pytest.raises(EvaluationError, match="out of reach"):
         score(run, Judging(judge="http://127.0.0.1:9#nobody"))
     assert (run.answers.read_bytes(), run.judgements.read_bytes()) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("run.json", '{"format": 1, "model": {}, "pack": {}, "settings": {}}', "answers is missing or wrong"),
+        ("run.json", "[" * 100_000, "run.json: not readable"),
+        ("answers.jsonl", '{"id": "plain|fear/0"}\n', "line 1: condition, part, kind, question, answer missing"),
+        ("answers.jsonl", "[" * 100_000 + "\n", "line 1: not a JSON object"),
+        ("judgements.jsonl", '{"judge": 1}\n', "line 1: judge, id missing or wrong"),
+        ("readouts.json", '{"emotions": 3}', "damaged or of another version"),
+        ("scores.json", '{"model": {}, "conditions": 3}', "damaged or of another version"),
+    ],
+)
+def test_a_damaged_file_is_one_line(done, tmp_path, name, content, says):
+    run = Run(shutil.copytree(done.folder, tmp_path / "copy"))
+    (run.folder / name).write_text(content)
+    with pytest.raises(EvaluationError, match=says) as found:
+        make_report(run) if name == "scores.json" else score(run, Judging())
+    assert "\n" not in str(found.value)
+
+
+def test_where_memory_runs_out_it_is_one_line_and_the_answers_are_kept(
+    done, model, tiny_model_path, queries_path, tmp_path, monkeypatch
+):
+    def fail(*_, **__):
+        raise RuntimeError("[malloc] Unable to allocate 999 bytes.\nmore")
+
+    run = Run(shutil.copytree(done.folder, tmp_path / "copy"))
+    run.judgements.unlink()
+    before = run.answers.read_bytes()
+    monkeypatch.setattr("mlx_emotion.evaluation.score.perplexities", fail)
+    with pytest.raises(EvaluationError, match=r"Unable to allocate 999 bytes\.; the answers are kept$"):
+        score(run, Judging())
+    assert run.answers.read_bytes() == before
+    monkeypatch.setattr("mlx_emotion.evaluation.run.generate", fail)
+    plan = plan_for(model, queries=queries_path, parts=[*FAST, "circumplex", "fading"], **SMALL)
+    with pytest.raises(EvaluationError, match=r"Unable to allocate 999 bytes\.; those in .* are kept"):
+        make_answers(model, str(tiny_model_path), plan, run)
+    assert run.answers.read_bytes() == before
+
+
+def test_what_is_no_number_is_missing_and_never_nan(done, tmp_path, monkeypatch):
+    values = itertools.cycle([math.nan, math.inf, 2.0])
+    monkeypatch.setattr("mlx_emotion.evaluation.score.perplexities", lambda _, texts: enumerate(values_of(texts)))
+
+    def values_of(texts):
+        return [next(values) for _ in texts]
+
+    run = Run(shutil.copytree(done.folder, tmp_path / "copy"))
+    run.judgements.unlink()
+    scores = score(run, Judging())
+    assert {c["metrics"]["perplexity"]["mean"] for c in scores["conditions"]} <= {2.0, None}
+    assert sum(c["metrics"]["perplexity"]["missing"] for c in scores["conditions"]) > 0
+    for path in (run.judgements, run.scores, run.table):
+        assert not re.search(r"\b(NaN|nan|Infinity|inf)\b", path.read_text()), path
+
+
+def test_an_empty_answer_is_missing_for_every_judge(done, tmp_path):
+    run = Run(shutil.copytree(done.folder, tmp_path / "copy"))
+    run.judgements.unlink()
+    lines = [json.loads(line) for line in run.answers.read_text().splitlines()]
+    for line in lines:
+        if line["condition"] == "steering:fear@1":
+            line["answer"] = " "
+    run.answers.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    metrics = {c["id"]: c["metrics"] for c in score(run, Judging())["conditions"]}["steering:fear@1"]
+    for metric in ("perplexity", "adherence", "eps", "eas", "classifier"):
+        assert metrics[metric]["mean"] is None, metric
+        assert metrics[metric]["missing"] > 0, metric
+
+
+def test_missing_verdicts_are_asked_for_again_when_that_is_wanted(tmp_path):
+    asked = []
+
+    class Shy:
+        name, label, batch = "shy", "shy", 2
+
+        def judge(self, items):
+            asked.append([i.answer for i in items])
+            return [None if len(asked) == 1 and i.answer == "b" else 1 for i in items]
+
+    rows = [{"id": a, "question": "?", "answer": a} for a in ("a", "b", "c", "")]
+    run = Run(tmp_path)
+    found = [Verdicts(run, lambda *_: None, lambda: False, again).of(Shy(), rows) for again in (False, False, True)]
+    assert found == [[1, None, 1, None], [1, None, 1, None], [1, 1, 1, None]]
+    assert asked == [["a", "b"], ["c"], ["a", "b"]]
+
+
+def test_a_label_table_must_have_what_the_built_in_judge_says(done, tmp_path, capsys):
+    path = tmp_path / "labels.json"
+    path.write_text(json.dumps({label: angle for label, angle in read_labels(None).items() if label != "fear"}))
+    assert main(["evaluate", "-o", str(done.folder), "--stage", "score", "--labels", str(path)]) == 1
+    assert "built-in lexicon has labels without a place on the circumplex: fear" in capsys.readouterr().err
+
+
+def test_the_time_left_is_of_the_work_under_way(monkeypatch):
+    from rich.progress import Progress
+
+    from mlx_emotion.cli.progress import progress_bar
+
+    begun = []
+    monkeypatch.setattr(Progress, "reset", lambda *_, total, completed: begun.append((completed, total)))
+    with progress_bar("scoring") as update:
+        for done, total in ((64, 640), (640, 640), (16, 640), (32, 640), (5, 9)):
+            update(done, total)
+    assert begun == [(64, 640), (16, 640), (5, 9)]
+
+
+# The script that reproduces the paper.
+
+
+@pytest.fixture
+def script(monkeypatch):
+    spec = importlib.util.spec_from_file_location("reproduce_paper", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "reproduce_paper", module)
+    spec.loader.exec_module(module)
+    return module
+
+
+def reproduce(script, monkeypatch, *arguments) -> int:
+    monkeypatch.setattr(sys, "argv", ["reproduce_paper.py", *map(str, arguments)])
+    return script.main()
+
+
+def test_reproduce_asks_only_on_a_terminal(script, tiny_model_path, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    assert reproduce(script, monkeypatch, tiny_model_path, "--output", tmp_path / "out") == 2
+    assert "give --yes" in capsys.readouterr().err
+
+
+def test_a_trial_pack_is_not_taken_for_the_real_one(script, tiny_model_path, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(script, "work", lambda command: Path(command[command.index("--output") + 1]).touch() or 0)
+    monkeypatch.setattr(script, "summary", lambda folders: "")
+    command = [tiny_model_path, "--output", tmp_path / "out", "--yes"]
+    assert reproduce(script, monkeypatch, *command, "--limit", "1") == 0
+    assert reproduce(script, monkeypatch, *command) == 1
+    assert "limit: there 1, asked None" in capsys.readouterr().err
+    assert reproduce(script, monkeypatch, *command, "--limit", "1") == 0
+
+
+def test_a_model_that_fails_leaves_the_others_their_summary(script, tiny_model_path, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(script, "work", lambda command: 1 if "embedded" in command else 0)
+    monkeypatch.setattr(script, "summary", lambda folders: ", ".join(folders))
+    out = tmp_path / "out"
+    assert reproduce(script, monkeypatch, "embedded", tiny_model_path, "--output", out, "--yes") == 1
+    assert (out / "summary.md").read_text() == str(tiny_model_path)
+    assert "failed: embedded (status 1)" in capsys.readouterr().err
+
+
+def test_the_pack_has_all_emotions_and_is_calibrated_unless_that_is_left_out(script, tmp_path, monkeypatch, capsys):
+    assert reproduce(script, monkeypatch, "embedded", "--output", tmp_path / "out", "--dry-run") == 0
+    extract = next(line for line in capsys.readouterr().out.splitlines() if " extract " in line)
+    assert "--emotions" not in extract
+    assert "--no-calibrate" not in extract
+    assert reproduce(script, monkeypatch, "embedded", "--output", tmp_path, "--dry-run", "--no-calibrate") == 0
+    assert "--no-calibrate" in capsys.readouterr().out
 
 
 def test_only_empty_answers(done, tmp_path):
@@ -489,14 +775,22 @@ def test_a_model_without_a_pack(tiny_model_path, tmp_path, capsys):
     assert "no pack for tiny" in capsys.readouterr().err
 
 
-def test_without_the_extra_the_answers_are_still_made(monkeypatch, tmp_path, capsys):
+def test_a_missing_extra_is_told_before_any_work_and_answers_need_none(
+    monkeypatch, tiny_model_path, pack_path, queries_path, tmp_path, capsys
+):
     from mlx_emotion.evaluation import judges
 
-    monkeypatch.setattr(judges.importlib.util, "find_spec", lambda name: None)
-    assert main(["evaluate", "-o", str(tmp_path)]) == 1
+    find = judges.importlib.util.find_spec
+    monkeypatch.setattr(
+        judges.importlib.util, "find_spec", lambda name: None if name in ("matplotlib", "sklearn") else find(name)
+    )
+    command = ["evaluate", "-o", str(tmp_path / "run"), "-m", str(tiny_model_path), "--vectors", str(pack_path)]
+    few = ["--queries", str(queries_path), "--parts", "tables", "--emotions", "fear", "--max-tokens", "2"]
+    assert main([*command, *few]) == 1
     assert "pip install 'mlx-emotion[eval]'" in capsys.readouterr().err
-    with pytest.raises(EvaluationError, match="matplotlib"):
-        stages.need_figures()
+    assert not (tmp_path / "run").exists()
+    assert main([*command, *few, "--stage", "generate"]) == 0
+    assert Run(tmp_path / "run").read_answers()
 
 
 def test_importing_the_stages_imports_nothing_heavy():

@@ -29,6 +29,22 @@ def test_the_built_in_judges():
     assert found["emotions"][1]["neutral"] == 1
 
 
+def test_an_empty_answer_is_judged_by_nobody():
+    for kind in judges.KINDS:
+        assert [v is None for v in judges.verdicts(judges.builtin(kind), ITEMS)] == [False, False, True]
+    assert judges.verdicts(judges.builtin("topic"), ITEMS[2:]) == [None]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no memory\nleft"), MemoryError(), KeyError("a"), OSError("gone")])
+def test_a_judge_that_fails_is_one_line(error):
+    def fail():
+        raise error
+
+    with pytest.raises(EvaluationError, match=r"judge J failed: .*the answers are kept") as found:
+        judges.guarded("J", fail)
+    assert "\n" not in str(found.value)
+
+
 # Classifiers.
 
 
@@ -237,6 +253,30 @@ def test_an_endpoint_out_of_reach():
         spec = endpoint.spec
     with pytest.raises(EvaluationError, match=r"out of reach.*--stage score"):
         judges.chat_judge(spec, "topic").judge(ITEMS[:1])
+
+
+@pytest.mark.parametrize("key", ["sk-secret\nmore", "sk-secret\x7f", "sk-secr\u00e9t"])
+def test_a_key_that_is_none_is_not_shown(monkeypatch, key):
+    monkeypatch.setenv("MLX_EMOTION_JUDGE_KEY", key)
+    with pytest.raises(UsageError, match="the key in MLX_EMOTION_JUDGE_KEY") as found:
+        judges.chat_judge("http://127.0.0.1:9/v1#judge", "topic")
+    assert "secr" not in str(found.value)
+
+
+@pytest.mark.parametrize("address", ["http://me:secret@127.0.0.1:9/v1#judge", "http://me:secret@[::1#judge"])
+def test_an_address_with_a_password_is_not_repeated(address):
+    with pytest.raises(UsageError, match="name or password") as found:
+        judges.chat_judge(address, "topic")
+    assert "secret" not in str(found.value)
+
+
+def test_endless_nesting_is_no_verdict():
+    deep = "[" * 200_000
+    assert judges.read_verdict("topic", '{"topic": ' + deep + "}") is None
+    body = deep.encode()
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nConnection: close\r\n\r\n" % len(body)
+    with Endpoint(head + body) as endpoint:
+        assert judges.chat_judge(endpoint.spec, "topic").judge(ITEMS[:1]) == [None]
 
 
 def test_an_endpoint_without_a_model_name():
