@@ -314,9 +314,9 @@ def test_evaluation_thinks_as_its_settings_say(voice, think, chain, block):
     from mlx_emotion.evaluation.generate import Doses, _answer, _converse
 
     thinker = voice(FREE, chain)
-    condition = SimpleNamespace(scales=(("fear", 1.0),), method="mean", emotion="fear")
-    task = SimpleNamespace(id="a", text="see", condition=condition)
-    settings = SimpleNamespace(think=think, batch_size=2, max_tokens=20, temperature=0.0, top_p=1.0)
+    condition = SimpleNamespace(scales=(("fear", 1.0),), method="mean", emotion="fear", instruction=None)
+    task = SimpleNamespace(id="a", text="see", condition=condition, query=SimpleNamespace(id="a"))
+    settings = SimpleNamespace(think=think, batch_size=2, max_tokens=20, temperature=0.0, top_p=1.0, seed=1)
     said = []
     forward = thinker.taps.forward
 

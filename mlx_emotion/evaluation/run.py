@@ -53,8 +53,7 @@ def make_answers(
 ) -> None:
     """Stage ``generate``: everything that needs the model. Does what an earlier, unfinished run left undone.
 
-    ``name`` and ``adapter`` are how ``model`` was loaded; ``warn`` is told what may be wrong. Raises
-    ``EvaluationError``, also where memory runs out: what was written is kept.
+    ``name`` and ``adapter`` are how ``model`` was loaded; ``warn`` is told what may be wrong.
     """
 
     def work(voice: Voice) -> None:
@@ -71,13 +70,7 @@ def make_answers(
         raise EvaluationError(f"cannot use {run.folder}: {error.strerror or error}") from None
     with run.alone():
         run.begin(name, model.identity, model.quantization, plan, restart, adapter, warn)
-        try:
-            model.run(work)
-        except (RuntimeError, MemoryError) as error:  # what MLX raises where memory runs out
-            raise EvaluationError(
-                f"no more answers: {first_line(error)}; those in {run.answers} are kept. If memory ran out, --restart "
-                "with a smaller --batch-size"
-            ) from error
+        model.run(work)
 
 
 def score(run: Run, judging: Judging, progress: Report = quiet, stopped: Stopped = never) -> dict[str, Any]:

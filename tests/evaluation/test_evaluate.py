@@ -24,8 +24,9 @@ import pytest
 import mlx_emotion
 from mlx_emotion.cli import main
 from mlx_emotion.engine import shared
-from mlx_emotion.errors import EvaluationError, Interrupted, QueryError, UsageError
+from mlx_emotion.errors import EvaluationError, Interrupted, MLXEmotionError, QueryError, UsageError
 from mlx_emotion.evaluation import probes, report
+from mlx_emotion.evaluation.generate import ANSWER
 from mlx_emotion.evaluation.judges import read_labels
 from mlx_emotion.evaluation.perplexity import perplexities
 from mlx_emotion.evaluation.plan import EQ_PLUS, Plan, Settings, circumplex_data, read_queries
@@ -244,10 +245,10 @@ def test_a_turn_is_as_long_as_the_whole_conversation_allows(model, pack, queries
     tasks = plan.chunks[0].tasks
 
     def work(voice):
-        return turn_limit(voice, tasks[:1], 128), turn_limit(voice, tasks[:4], 128), turn_limit(voice, tasks, 128)
+        return turn_limit(voice, tasks[:1], 128), turn_limit(voice, tasks[:6], 128), turn_limit(voice, tasks, 128)
 
-    one, four, eleven = model.run(work)
-    assert one == TURN_TOKENS > four > eleven == SHORTEST_TURN
+    one, six, eleven = model.run(work)
+    assert one == TURN_TOKENS > six > eleven == SHORTEST_TURN
 
 
 # Again, from where it was.
@@ -311,7 +312,7 @@ def test_killed_in_every_stage_it_ends_as_an_undisturbed_run(tiny_model_path, pa
 def test_an_answer_file_of_another_run_is_refused(model, queries_path, tmp_path):
     plan, run = plan_for(model, queries=queries_path, parts=FAST, **SMALL), Run(tmp_path)
     run.begin("tiny", model.identity, model.quantization, plan)
-    run.answers.write_text('{"id": "of another run", "answer": ""}\n')
+    run.answers.write_text(json.dumps({**dict.fromkeys(ANSWER, ""), "id": "of another run"}) + "\n")
     with pytest.raises(EvaluationError, match="not this run's"):
         make_answers(model, "tiny", plan, run)
     run.answers.write_text("not json\n")
@@ -514,12 +515,12 @@ def test_where_memory_runs_out_it_is_one_line_and_the_answers_are_kept(
     run.judgements.unlink()
     before = run.answers.read_bytes()
     monkeypatch.setattr("mlx_emotion.evaluation.score.perplexities", fail)
-    with pytest.raises(EvaluationError, match=r"Unable to allocate 999 bytes\.; the answers are kept$"):
+    with pytest.raises(MLXEmotionError, match=r"MLX failed: .*Unable to allocate 999 bytes"):
         score(run, Judging())
     assert run.answers.read_bytes() == before
     monkeypatch.setattr("mlx_emotion.evaluation.run.generate", fail)
     plan = plan_for(model, queries=queries_path, parts=[*FAST, "circumplex", "fading"], **SMALL)
-    with pytest.raises(EvaluationError, match=r"Unable to allocate 999 bytes\.; those in .* are kept"):
+    with pytest.raises(MLXEmotionError, match=r"MLX failed: .*Unable to allocate 999 bytes"):
         make_answers(model, str(tiny_model_path), plan, run)
     assert run.answers.read_bytes() == before
 
