@@ -246,7 +246,7 @@ class Talk:
         self._paintings, self._began = 0, None
         self.speaking = Speaking(spoken, self.store, exchange, reply)
         app.painting.resume()
-        app.set_timer(0.15, app.refresh_bindings)  # makes the footer anew, not between Enter and the next key's paint
+        app.refresh_bindings()
         app.run_worker(self.speaking.run, thread=True, group="reply", exit_on_error=False)
 
     def stop(self) -> None:

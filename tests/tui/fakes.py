@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -122,7 +123,8 @@ class FakeChat:
             if index == self.model.breaks_after:
                 self.turns[-1][1] = said.strip()
                 raise MLXEmotionError("the engine broke")
-            while not self.model.go.wait(0.01) and not self._stop.is_set():
+            late = time.monotonic() + 60  # a test that failed meanwhile must end
+            while not self.model.go.wait(0.01) and not self._stop.is_set() and time.monotonic() < late:
                 pass
             if self.model.closed:
                 raise MLXEmotionError(f"{self.model.id} was closed")
