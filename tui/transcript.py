@@ -51,8 +51,6 @@ NOTES = {
 
 
 FOUND = Style(reverse=True)
-EMPTY = Strip([Segment("")])
-"""An empty line; with a segment, for that is what a selection sees of a line."""
 
 
 def places(lines: Sequence[str], words: str) -> list[Selection]:
@@ -177,7 +175,7 @@ class ReplyMessage(Widget, can_focus=True):
         """Make the lines that follow the last finished paragraph."""
         end = self._text.rfind("\n\n", self._settled)
         if end > self._settled and self._text[:end].count("```") % 2 == 0:  # not within a block of code
-            self._paragraphs += [*self._painted(RichMarkdown(self._text[self._settled : end])), EMPTY]
+            self._paragraphs += [*self._painted(RichMarkdown(self._text[self._settled : end])), Strip([])]
             self._settled = end
         self._below = self._painted(RichMarkdown(self._text[self._settled :]))
 
@@ -186,7 +184,7 @@ class ReplyMessage(Widget, can_focus=True):
         # Cleaned here too: Markdown turns ``&#8238;`` and the like into characters.
         segments = (Segment(clean(s.text), s.style) for s in self.app.console.render(Group(*renderables), options))
         lines = Segment.split_and_crop_lines(segments, self._width, include_new_lines=False, pad=False)
-        return [Strip(line) if line else EMPTY for line in lines]
+        return [Strip(line) for line in lines]
 
     # What is marked and selected.
 
@@ -229,6 +227,8 @@ class ReplyMessage(Widget, can_focus=True):
                 if (selection := self.text_selection) is not None:
                     style = self.screen.get_component_rich_style("screen--selection")
                     strip = restyled(strip, selection.get_span(y), style)
+                if not strip.cell_length:  # a selection sees only what has an offset
+                    return Strip.blank(width, back).apply_offsets(0, y)
                 return strip.apply_offsets(0, y).adjust_cell_length(width, back)
             at -= len(part)
         return Strip.blank(width, back)
