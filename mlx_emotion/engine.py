@@ -168,18 +168,20 @@ def _told(error: BaseException) -> BaseException:
     return found
 
 
-def hurry(status: int = 0) -> None:
-    """The program is over: it ends with ``status`` in a moment, also where a load or a download is still at work.
+def hurry(status: int = 0, seconds: float = HURRY_SECONDS) -> None:
+    """The program is over: it ends with ``status`` within ``seconds``, also where a load or a download is at work.
 
     Nothing can interrupt those, and every end that waits for threads would wait for them.
     """
 
     def end() -> None:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
+        try:
+            sys.stdout.flush()
+            sys.stderr.flush()
+        finally:  # also where the terminal is gone
+            os._exit(status)
 
-    timer = threading.Timer(HURRY_SECONDS, end)
+    timer = threading.Timer(seconds, end)
     timer.daemon = True
     timer.start()
 

@@ -205,13 +205,12 @@ def check_across(topics: list[Topic]) -> list[str]:
     problems: list[str] = []
     seen: dict[tuple[str, ...], str] = {}
     for topic in topics:
-        for section, lines in topic.sections.items():
-            for line in lines if section != "words" else ():
-                key = tuple(words(expand(line.text)[0]))
-                where = f"{topic.path}:{line.number}"
-                if key in seen and len(key) > 2:
-                    problems.append(f"{where}: the same as {seen[key]}: {line.text}")
-                seen.setdefault(key, where)
+        for _, line in topic.written:
+            key = tuple(words(expand(line.text)[0]))
+            where = f"{topic.path}:{line.number}"
+            if key in seen and len(key) > 2:
+                problems.append(f"{where}: the same as {seen[key]}: {line.text}")
+            seen.setdefault(key, where)
     return problems
 
 
@@ -239,11 +238,7 @@ def _own_words(topics: list[Topic]) -> dict[str, dict[str, float]]:
     """Per topic its keywords and the words that stand mostly in it, each with the share of its lines that are there."""
     counts = {
         t.name: collections.Counter(
-            w
-            for s, lines in t.sections.items()
-            if s not in ("held out", "words")
-            for ln in lines
-            for w in set(words(ln.text))
+            w for section, line in t.written if section != "held out" for w in set(words(line.text))
         )
         for t in topics
         if not t.general

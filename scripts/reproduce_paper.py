@@ -29,10 +29,10 @@ from mlx_emotion.emotions import BASE, BASIC
 from mlx_emotion.errors import MLXEmotionError, ModelError, PackError
 from mlx_emotion.evaluation.generate import TURN_TOKENS
 from mlx_emotion.evaluation.judges import BUILTIN
-from mlx_emotion.evaluation.metrics import PAPER_TABLES, paper_rows
+from mlx_emotion.evaluation.metrics import paper_rows
 from mlx_emotion.evaluation.plan import Plan, Settings
 from mlx_emotion.evaluation.probes import METHOD_QUERIES
-from mlx_emotion.evaluation.report import NONE, interval, judged_by, not_comparable, number
+from mlx_emotion.evaluation.report import base_rows, judged_by, not_comparable
 from mlx_emotion.models import PATTERNS, embedded_path, missing_weights, read_config, sizes
 from mlx_emotion.queries import shipped
 from mlx_emotion.vectors import EmotionVectors, Identity, PackInfo
@@ -227,30 +227,17 @@ def agreed() -> bool:
 
 def summary(folders: dict[str, Path]) -> str:
     """The base rows of all models, each above the paper's for the same scale; then who judged."""
-    columns = (
-        ("perplexity", "perplexity_base", 2, 1), ("adherence", "topic_adherence_base", 1, 100),
-        ("eps", "emotion_probability_base", 1, 100), ("eas", "emotion_absolute_base", 3, 1),
-    )  # fmt: skip
+    metrics = ("perplexity", "adherence", "eps", "eas")
     lines = ["| model | scale | perplexity | topic adherence % | EPS % | EAS | distinct-2 < 0.3 % |", "|" + "---|" * 7]
     judges = []
     for model, folder in folders.items():
         scores = json.loads((folder / "evaluation" / "scores.json").read_text(encoding="utf-8"))
-        theirs, _ = paper_rows(scores["model"]["id"])
-        metrics = [m for m, *_ in columns]
         judges.append(f"{model}: {judged_by(scores, metrics) or 'nothing'}.")
-        if theirs and (reason := not_comparable(scores, metrics)):
+        if paper_rows(scores["model"]["id"])[0] and (reason := not_comparable(scores, metrics)):
             judges.append(f"**Not to be held against the paper's rows**: {reason}.")
-        for condition in scores["conditions"]:
-            scale = {"plain": 0.0}.get(condition["id"], condition["dose"])
-            if condition["id"] != "plain" and not condition["id"].startswith("steering:base@"):
-                continue
-            means = condition["metrics"]
-            cells = [interval(means.get(m), digits, factor == 100) for m, _, digits, factor in columns]
-            cells.append(interval(means.get("low_distinct"), percent=True))
-            lines.append(f"| {model} | {scale:g} | " + " | ".join(cells) + " |")
-            if theirs and f"{scale:g}" in PAPER_TABLES["perplexity_base"][theirs]:
-                cells = [number(factor * PAPER_TABLES[t][theirs][f"{scale:g}"], d) for _, t, d, factor in columns]
-                lines.append(f"| *paper: {theirs}* | {scale:g} | " + " | ".join([*cells, NONE]) + " |")
+        for theirs, scale, cells in base_rows(scores, (*metrics, "low_distinct")):
+            name = f"*paper: {theirs}*" if theirs else model
+            lines.append(f"| {name} | {scale:g} | " + " | ".join(cells) + " |")
     judged = "\n\n".join(["Judged, but for the paper's rows, which have its own judges:", *judges])
     return "\n".join(["# Base vector, by model", "", *lines, "", judged, ""])
 

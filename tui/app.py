@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -184,9 +182,7 @@ class EmotionApp(App[None]):
 
     def _told_to_leave(self, number: int) -> None:
         # Where the terminal is gone, textual 8.2 may wait for ever to write to it.
-        last = threading.Timer(LEAVE_SECONDS, os._exit, (128 + number,))
-        last.daemon = True
-        last.start()
+        mlx_emotion.hurry(128 + number, LEAVE_SECONDS)
         self.call_later(self.action_quit)
 
     async def _begin(self) -> None:

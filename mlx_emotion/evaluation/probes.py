@@ -45,10 +45,11 @@ def other_vectors(
     packs = {"mean": plan.pack}
     wanted = list(plan.methods)
     if "geometry" in plan.settings.parts:
-        path = plan.pack.path
+        copy = run.vectors("mean")  # so that the report needs nothing from outside this folder
+        path = copy if copy.is_file() else plan.pack.path
         samples = EmotionVectors.load(path, samples=True).samples if path is not None and path.is_file() else {}
-        # A copy, so that the report needs nothing from outside this folder.
-        EmotionVectors(dict(plan.pack), plan.pack.info, plan.pack.activation_norm, samples).save(run.vectors("mean"))
+        if path != copy:
+            EmotionVectors(dict(plan.pack), plan.pack.info, plan.pack.activation_norm, samples).save(copy)
         if not samples and plan.comparable and "pca" not in wanted:
             wanted.append("pca")  # its per-query shifts are what the plots need
     for method in wanted:
