@@ -208,6 +208,16 @@ class Calibration:
         if progress:
             progress(len(names), len(names), "")
 
+    @staticmethod
+    def doubts(pack: EmotionVectors) -> str:
+        """A line that names the emotions for which no scale was fluent; empty where there are none."""
+        scales = {n: e.get("scale") for n, e in pack.info.emotions.items()} | {BASE: pack.info.base_scale}
+        names = ", ".join(n for n, scale in scales.items() if scale is not None and scale <= SMALLEST)
+        return names and (
+            f"{names}: no scale was fluent, so intensity 1.0 does next to nothing; "
+            "see what the model answers unsteered, or use --scale"
+        )
+
     def forget(self) -> None:
         """Remove what is kept; the pack is safe elsewhere."""
         self.path.unlink(missing_ok=True)

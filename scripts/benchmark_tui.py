@@ -35,7 +35,7 @@ from mlx_emotion import Chat, Token
 from mlx_emotion.cli import main
 from mlx_emotion.tui.panel import Bars
 
-stream, post, log = Chat.stream, Bars.post_message, open(sys.argv.pop(1), "w", buffering=1)
+stream, drag, log = Chat.stream, Bars._drag, open(sys.argv.pop(1), "w", buffering=1)
 
 def logged(*arguments, **options):
     for event in stream(*arguments, **options):
@@ -43,12 +43,11 @@ def logged(*arguments, **options):
             print(time.monotonic(), event.index, file=log)
         yield event
 
-def moved(self, message):
-    if isinstance(message, Bars.Moved):
-        print(time.monotonic(), "moved", file=log)
-    return post(self, message)
+def moved(self, event):
+    print(time.monotonic(), "moved", file=log)
+    drag(self, event)
 
-Chat.stream, Bars.post_message = logged, moved
+Chat.stream, Bars._drag = logged, moved
 sys.exit(main())
 """
 """The program, which also writes down when each token came and when a bar was moved."""

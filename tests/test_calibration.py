@@ -66,6 +66,15 @@ def test_fluent_at_none():
     assert Scripted(empty=lambda s: PROMPTS if s else 1).scale("fear") == SMALLEST
 
 
+def test_what_was_fluent_at_none_is_named():
+    info = SimpleNamespace(emotions={"fear": {"scale": SMALLEST}, "joy": {"scale": 0.4}, "calm": {}}, base_scale=None)
+    assert Calibration.doubts(SimpleNamespace(info=info)).startswith("fear: no scale was fluent")
+    info.emotions["fear"]["scale"], info.base_scale = 1.0, SMALLEST
+    assert Calibration.doubts(SimpleNamespace(info=info)).startswith("base: ")
+    info.base_scale = 2.0
+    assert Calibration.doubts(SimpleNamespace(info=info)) == ""
+
+
 @pytest.mark.parametrize("empty", [PROMPTS, PROMPTS // 2 + 1])
 def test_a_model_that_says_nothing_is_refused(empty):
     script = Scripted(empty=lambda s: empty)

@@ -87,3 +87,7 @@ def command(
             replace=True,  # asked above, with another way out
         )
     click.echo(str(pack.path))
+    from ..calibration import Calibration
+
+    if doubts := Calibration.doubts(pack):
+        click.echo(doubts, err=True)
