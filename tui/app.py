@@ -119,7 +119,7 @@ class EmotionApp(App[None]):
                 yield messages.Finder(id="find")
                 yield Static(id="feeling-line")
                 yield MessageBox(id="box")
-            yield Panel(id="panel")
+            yield Panel(self.feelings.set, id="panel")
         yield Footer(compact=True)
 
     @property
@@ -368,11 +368,6 @@ class EmotionApp(App[None]):
     def on_text_area_changed(self, message: TextArea.Changed) -> None:
         if isinstance(message.text_area, MessageBox) and message.text_area.is_attached:  # the app may be left by now
             self.talk.typed()
-
-    def on_panel_changed(self, message: Panel.Changed) -> None:
-        if message.part is not None:
-            message.part.ahead -= 1
-        self.feelings.set(message.feeling)
 
     async def on_input_submitted(self, message: Input.Submitted) -> None:
         if message.input is self.finder:

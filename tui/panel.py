@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from rich.text import Text
 from textual import events
@@ -11,7 +11,6 @@ from textual.app import ComposeResult
 from textual.binding import Binding
 from textual.containers import VerticalScroll
 from textual.geometry import Size
-from textual.message import Message
 from textual.reactive import reactive
 from textual.widget import Widget
 from textual.widgets import Static
@@ -33,7 +32,10 @@ def binding(id_: str, action: str, show: bool = False, label: str = "", priority
 
 
 class Bars(Widget, can_focus=True):
-    """One row an emotion, 0 to 150 %. Up and down choose, left and right change, the mouse drags."""
+    """One row an emotion, 0 to 150 %. Up and down choose, left and right change, the mouse drags.
+
+    ``moved`` is called with the weights, at once.
+    """
 
     DEFAULT_CSS = "Bars { height: auto; padding: 0 1; }"
     BINDINGS = [
@@ -51,19 +53,12 @@ class Bars(Widget, can_focus=True):
     weights: reactive[dict[str, float]] = reactive(dict, always_update=True)
     row: reactive[int] = reactive(0)
 
-    class Moved(Message):
-        """The user moved a bar."""
-
-        def __init__(self, weights: dict[str, float]) -> None:
-            super().__init__()
-            self.weights = weights
-
-    def __init__(self, id: str | None = None) -> None:
+    def __init__(self, moved: Callable[[dict[str, float]], None], id: str | None = None) -> None:
         super().__init__(id=id)
+        self.moved = moved
         self.names: list[str] = []
         self.catalogue: Mapping[str, Emotion] = {}
         self.empty = ""
-        self.ahead = 0  # moves that the app has not taken up yet
         self._dragging = False
 
     def offer(self, names: list[str], catalogue: Mapping[str, Emotion], empty: str) -> None:
@@ -109,8 +104,7 @@ class Bars(Widget, can_focus=True):
             weights[name] = value
         if weights != self.weights:
             self.weights = weights
-            self.ahead += 1
-            self.post_message(self.Moved(weights))
+            self.moved(weights)
 
     def action_choose(self, by: int) -> None:
         if self.names:
@@ -171,7 +165,10 @@ class Bars(Widget, can_focus=True):
 
 
 class Pad(Widget, can_focus=True):
-    """Russell's circumplex: pleasant to the right, aroused at the top. Its point is the feeling."""
+    """Russell's circumplex: pleasant to the right, aroused at the top. Its point is the feeling.
+
+    ``moved`` is called with valence and arousal, each in [-1, 1], at once.
+    """
 
     DEFAULT_CSS = "Pad { height: 11; padding: 0 1; }"
     BINDINGS = [
@@ -184,18 +181,11 @@ class Pad(Widget, can_focus=True):
 
     point: reactive[tuple[float, float]] = reactive((0.0, 0.0))
 
-    class Moved(Message):
-        """The user moved the point: (valence, arousal), each in [-1, 1]."""
-
-        def __init__(self, valence: float, arousal: float) -> None:
-            super().__init__()
-            self.valence, self.arousal = valence, arousal
-
-    def __init__(self, id: str | None = None) -> None:
+    def __init__(self, moved: Callable[[float, float], None], id: str | None = None) -> None:
         super().__init__(id=id)
+        self.moved = moved
         self.emotions: list[Emotion] = []
         self.colour = QUIET
-        self.ahead = 0  # moves that the app has not taken up yet
         self._dragging = False
 
     def offer(self, emotions: list[Emotion]) -> None:
@@ -277,8 +267,7 @@ class Pad(Widget, can_focus=True):
         radius = max(1.0, math.hypot(valence, arousal))
         valence, arousal = round(valence / radius, 3), round(arousal / radius, 3)
         self.point = (valence, arousal)
-        self.ahead += 1
-        self.post_message(self.Moved(valence, arousal))
+        self.moved(valence, arousal)
 
     def _drag(self, event: events.MouseEvent) -> None:
         offset = event.get_content_offset_capture(self)
@@ -362,7 +351,11 @@ class Meter(Widget):
 
 
 class Panel(VerticalScroll, can_focus=False):
-    """Bars, pad, switches and meter, for one feeling. Posts ``Changed`` when the user changes it."""
+    """Bars, pad, switches and meter, for one feeling.
+
+    ``changed`` is called when the user sets another, and not told by a message, which would wait behind the painting
+    of a reply while the model writes on.
+    """
 
     BINDINGS = [
         binding("feelings", "app.feelings", show=True, label="Back"),
@@ -373,23 +366,17 @@ class Panel(VerticalScroll, can_focus=False):
         binding("panel.pad", "pad", show=True, label="Pad"),
     ]
 
-    class Changed(Message):
-        """The user set another feeling, by moving ``part``."""
-
-        def __init__(self, feeling: Feeling, part: Bars | Pad | None = None) -> None:
-            super().__init__()
-            self.feeling, self.part = feeling, part
-
-    def __init__(self, id: str | None = None) -> None:
+    def __init__(self, changed: Callable[[Feeling], None], id: str | None = None) -> None:
         super().__init__(id=id)
+        self.changed = changed
         self.catalogue: Mapping[str, Emotion] = {}
         self.feeling = Feeling()
         self._pointed: Feeling | None = None
 
     def compose(self) -> ComposeResult:
         yield Static("FEELING", classes="title", id="switches")
-        yield Bars(id="bars")
-        yield Pad(id="pad")
+        yield Bars(self._bar_moved, id="bars")
+        yield Pad(self._point_moved, id="pad")
         yield Static(Text("READ FROM THE ACTIVATIONS", "bold"), classes="title", id="meter-title")
         yield Meter(id="meter")
         yield Static("█ the model's own  │ with steering", classes="caption", id="meter-caption")
@@ -426,12 +413,10 @@ class Panel(VerticalScroll, can_focus=False):
     def show(self, feeling: Feeling, history: str, guard: bool, tripped: float | None) -> None:
         """Paint the state; ``tripped`` is the share of the dose that the guard left, while it acts."""
         self.feeling = feeling
-        # A part that was moved again meanwhile shows that already, and is not put back.
-        if not self.bars.ahead:
-            self.bars.weights = dict(feeling.weights)
+        self.bars.weights = dict(feeling.weights)
         self.pad.colour = blend(feeling.weights, self.catalogue)
         # The point stays where the user has put it, also where its neighbours' mix does not quite reach it.
-        if feeling != self._pointed and not self.pad.ahead:
+        if feeling != self._pointed:
             self.pad.point = feeling.point
         self.pad.refresh()
         text = Text(no_wrap=True)
@@ -444,25 +429,20 @@ class Panel(VerticalScroll, can_focus=False):
             text.append("on" if guard else "off", "bold")
         self.query_one("#switches", Static).update(text)
 
-    def on_bars_moved(self, message: Bars.Moved) -> None:
-        message.stop()
-        self._change(Feeling.of(message.weights, self.catalogue), self.bars)
+    def _bar_moved(self, weights: dict[str, float]) -> None:
+        self.changed(Feeling.of(weights, self.catalogue))
 
-    def on_pad_moved(self, message: Pad.Moved) -> None:
-        message.stop()
-        self._pointed = Feeling.at(message.valence, message.arousal, {e.name: e for e in self.pad.emotions})
-        self._change(self._pointed, self.pad)
-
-    def _change(self, feeling: Feeling, part: Bars | Pad | None = None) -> None:
-        self.post_message(self.Changed(feeling, part))
+    def _point_moved(self, valence: float, arousal: float) -> None:
+        self._pointed = Feeling.at(valence, arousal, {e.name: e for e in self.pad.emotions})
+        self.changed(self._pointed)
 
     def action_neutral(self) -> None:
         self._pointed = None
-        self._change(Feeling())
+        self.changed(Feeling())
 
     def action_base(self) -> None:
         if self.bars.names:
-            self._change(Feeling.of({BASE: 1.0}, self.catalogue))
+            self.changed(Feeling.of({BASE: 1.0}, self.catalogue))
 
     def action_pad(self) -> None:
         (self.bars if self.pad.has_focus or not self.pad.display else self.pad).focus()
