@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -303,6 +303,7 @@ def load(
     revision: str | None = None,
     adapter: str | None = None,
     trust_remote_code: bool = False,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Model:
     """Load a chat model and its pack.
 
@@ -310,11 +311,12 @@ def load(
     without one. ``vectors`` is a pack; without one, the pack on this machine that was made for this
     model. ``site`` is ``attention`` or ``residual``: the pack's own, else ``attention``, unless there are only packs
     for ``residual`` on this machine. ``layers``
-    are the 0-based layers to steer, all by default. Raises ``ModelError`` or ``PackError``.
+    are the 0-based layers to steer, all by default. ``progress`` is told (bytes that are here, bytes in all)
+    while the model is downloaded, on other threads. Raises ``ModelError`` or ``PackError``.
     """
     pack = EmotionVectors.load(vectors) if isinstance(vectors, str | Path) else vectors
     place = site or (pack.info.site if pack is not None else None)
-    resolve(model, revision)  # here, so that a download does not keep the engine from its other work
+    resolve(model, revision, progress=progress)  # here, so that a download does not keep the engine from its other work
     engine = shared()
 
     def work() -> Voice:

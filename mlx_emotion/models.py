@@ -8,7 +8,7 @@ import json
 import os
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from .vectors import Identity
 
 if TYPE_CHECKING:
     import mlx.nn as nn
+    from huggingface_hub.utils import tqdm
     from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 EMBEDDED = "embedded"
@@ -83,10 +84,16 @@ def default_model() -> str:
     return str(load_settings().get("model") or EMBEDDED)
 
 
-def resolve(name: str | None = None, revision: str | None = None, local: bool = False) -> tuple[str, str, Path]:
+def resolve(
+    name: str | None = None,
+    revision: str | None = None,
+    local: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[str, str, Path]:
     """(id, revision, local folder) of a model named by folder or Hugging Face id; downloads it unless ``local``.
 
-    ``None`` is the default model. Raises ``ModelError``.
+    ``None`` is the default model. ``progress`` is told (bytes that are here, bytes in all) during a download, on
+    its threads; without one, the hub's own bars are painted. Raises ``ModelError``.
     """
     name = name or default_model()
     if name == EMBEDDED:
@@ -113,10 +120,34 @@ def resolve(name: str | None = None, revision: str | None = None, local: bool = 
         if HF_HUB_OFFLINE:
             raise ModelError(f"{name} is {held} cached on this machine and HF_HUB_OFFLINE is set") from None
         try:
-            folder = Path(snapshot_download(name, revision=revision, allow_patterns=PATTERNS))
+            bars = None if progress is None else _counting(progress)
+            folder = Path(snapshot_download(name, revision=revision, allow_patterns=PATTERNS, tqdm_class=bars))
         except Exception as error:  # the transport's own too, whose package differs between huggingface_hub versions
             raise ModelError(f"cannot get {name} from the Hugging Face hub: {_first_line(error)}") from None
     return name, folder.name, folder
+
+
+def _counting(progress: Callable[[int, int], None]) -> type[tqdm]:
+    """Bars for the hub's downloads that paint nothing and tell ``progress`` the bytes."""
+    from huggingface_hub.utils import tqdm
+
+    counts: list[Any] = []
+
+    class Bar(tqdm):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs | {"disable": True})
+            self.of_bytes = kwargs.get("unit") == "B"  # another one counts files
+            if self.of_bytes:
+                counts.append(self)
+
+        def update(self, n: float | None = 1) -> None:
+            self.n += n or 0
+            # huggingface_hub 2.4 has two: one of what came, whose total is a guess, and one of what is written.
+            total = min((bar.total or 0 for bar in counts), default=0)
+            if self.of_bytes and total:
+                progress(int(min(max(bar.n for bar in counts), total)), int(total))
+
+    return Bar
 
 
 def missing_weights(path: Path) -> list[str]:

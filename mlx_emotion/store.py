@@ -398,9 +398,14 @@ class Store:
             self._insert(db, conversation, exchange)
 
     def drop(self, conversation: str, exchange: Exchange) -> None:
-        """Take an exchange out of the conversation. It stays in the file."""
+        """Take an exchange out of the conversation. It stays in the file, but a conversation of it alone is gone."""
         with self._next_revision(conversation) as db:
             self._drop(db, exchange)
+            db.execute(
+                "DELETE FROM conversations WHERE id = :id AND NOT EXISTS "
+                "(SELECT 1 FROM exchanges WHERE conversation = :id AND dropped IS NULL)",
+                {"id": conversation},
+            )
 
     def _drop(self, db: sqlite3.Connection, exchange: Exchange) -> None:
         db.execute("UPDATE exchanges SET dropped = ? WHERE id = ?", (now(), exchange.id))

@@ -61,3 +61,30 @@ def test_a_model_without_attention_says_which_site_to_take(tmp_path, capsys):
 
 def test_the_quantisation_is_told_either_way(tiny_model_path):
     assert mlx_emotion.load(str(tiny_model_path)).quantization == "4-bit"
+
+
+def test_a_download_tells_its_bytes_and_paints_nothing(tmp_path, monkeypatch, capsys):
+    told, folder = [], tmp_path / "snapshots" / "abc"
+
+    def snapshot_download(name, tqdm_class=None, local_files_only=False, **_):
+        if local_files_only:
+            raise FileNotFoundError(name)
+        came = tqdm_class(desc="Downloading", total=0, unit="B", disable=False, name="hub.came")
+        written = tqdm_class(desc="Reconstructing", total=0, unit="B", disable=False, name="hub.written")
+        with tqdm_class(desc="Fetching 2 files", total=2, disable=False) as files:
+            for size in (10, 90):
+                came.total += size
+                written.total += size
+                came.update(size // 2)
+                written.update(size)
+                files.update(1)
+        came.total = came.n
+        written.set_description("complete")
+        return str(folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    found = models.resolve("owner/name", progress=lambda done, total: told.append((done, total)))
+    assert found == ("owner/name", "abc", folder)
+    assert told == [(5, 10), (10, 10), (50, 100), (100, 100)]
+    assert capsys.readouterr() == ("", "")

@@ -140,6 +140,16 @@ def test_a_dropped_exchange_is_gone_from_the_conversation(store):
     assert [e.user for e in store.exchanges(id_)] == ["one", "three"]
 
 
+def test_a_conversation_goes_with_the_last_exchange_that_is_dropped(store):
+    only, kept = Exchange("one", (FULL,)), store.fork("m", "", [Exchange("kept")])
+    id_ = store.fork("m", "", [], only)
+    store.drop(id_, only)
+    assert [c.id for c in store.conversations()] == [kept]
+    assert store.conversations(deleted=True) == []
+    with pytest.raises(Conflict):
+        store.save_reply(only, FULL)
+
+
 def test_two_windows_conflict_and_nothing_is_lost(store, tmp_path):
     id_ = store.create("m")
     store.add(id_, Exchange("one"))

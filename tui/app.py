@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from textual.app import App, ComposeResult, SystemCommand
 from textual.binding import Binding
 from textual.containers import Horizontal, Vertical
 from textual.screen import Screen
-from textual.widgets import Footer, Input, Static, TextArea
+from textual.widgets import Footer, Static, TextArea
 
 import mlx_emotion
 from mlx_emotion import CATALOGUE, Emotion, Feeling, MLXEmotionError, Store
@@ -106,7 +107,7 @@ class EmotionApp(App[None]):
         given = self._loading
         if name != self._first:
             given = {key: given[key] for key in ("site", "trust_remote_code") if key in given}
-        return mlx_emotion.load(name, **given)
+        return mlx_emotion.load(name, progress=partial(self.loader.fetched, name), **given)
 
     # Frame.
 
@@ -253,7 +254,7 @@ class EmotionApp(App[None]):
         text.append("● ", blend(self.feelings.current.weights, self.catalogue))
         text.append("mlx-emotion", "bold")
         if self.loader.since is not None:
-            text.append(f"   loading {self.loader.name or 'the model'}… {self.loader.seconds:.0f} s", "italic")
+            text.append(f"   {self.loader.told}", "italic")
         elif self.model is not None:
             text.append(f"   {self.model.id} · {self.model.quantization}")
             if self.model.id == "embedded":
@@ -290,7 +291,8 @@ class EmotionApp(App[None]):
         """What is held now that another model was closed."""
         if model is self.model:
             self._memory = memory
-            self.paint_header()
+            if self.query("#header"):  # it is told by the engine's thread, perhaps when the app is being left
+                self.paint_header()
 
     def has(self, name: str) -> bool:
         """Whether the model that ``name`` loads is in use, waiting to be, or being loaded."""
@@ -368,10 +370,6 @@ class EmotionApp(App[None]):
     def on_text_area_changed(self, message: TextArea.Changed) -> None:
         if isinstance(message.text_area, MessageBox) and message.text_area.is_attached:  # the app may be left by now
             self.talk.typed()
-
-    async def on_input_submitted(self, message: Input.Submitted) -> None:
-        if message.input is self.finder:
-            await self.finder.find(self)
 
     # What the keys call.
 

@@ -22,6 +22,7 @@ from mlx_emotion import Done, Emotion, Exchange, Feeling, GuardTripped, MLXEmoti
 
 from .dialogs import Dialog
 from .looks import blend, clean, felt
+from .panel import binding
 from .speaking import SAVE_EVERY, finished
 from .talk import Talk, tell
 
@@ -85,6 +86,8 @@ async def _open(app: EmotionApp, feelings: list[Feeling]) -> bool:
             if reply is None:
                 talk.unsaved.clear()  # all of this comparison: the others were stored before it began
                 talk.store.drop(talk.conversation, ended)
+                if not talk.transcript.exchanges:  # it was begun for this comparison, and is gone with it
+                    talk.conversation = None
             else:
                 talk.save_pending(going_on=True)
                 stored = await talk.choose(ended, reply)
@@ -112,7 +115,7 @@ async def _open(app: EmotionApp, feelings: list[Feeling]) -> bool:
 class ChooseFeelings(Dialog):
     """Which feelings to compare: neutral and up to five others. Closes with them."""
 
-    BINDINGS = [Binding("enter", "start", "Compare", priority=True)]
+    BINDINGS = [binding("compare.start", "start", show=True, label="Compare", priority=True)]
 
     def __init__(self, names: Sequence[str], catalogue: Mapping[str, Emotion], feeling: Feeling) -> None:
         super().__init__()
@@ -187,10 +190,10 @@ class CompareScreen(Screen):
     """All replies streaming at once. Closes with the exchange and its choice."""
 
     BINDINGS = [
-        Binding("escape", "stop", "Stop / back", priority=True),
-        Binding("enter", "take", "Go on with this one"),
-        Binding("left", "app.focus_previous", "←", show=False),
-        Binding("right", "app.focus_next", "→", show=False),
+        binding("compare.stop", "stop", show=True, label="Stop / back", priority=True),
+        binding("compare.take", "take", show=True, label="Go on with this one"),
+        binding("compare.left", "app.focus_previous"),
+        binding("compare.right", "app.focus_next"),
         *(Binding(str(n), f"take({n - 1})", f"Take {n}", show=False) for n in range(1, MOST + 1)),
     ]
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 from textual.app import ComposeResult
-from textual.binding import Binding
 from textual.containers import Vertical, VerticalScroll
 from textual.screen import ModalScreen
 from textual.widgets import Footer, Input, OptionList, Static
@@ -59,9 +58,7 @@ class HelpDialog(Dialog):
             with VerticalScroll():
                 yield Static(table)
             yield Static(
-                "In the conversation (Shift+Tab): ↑ ↓ choose, c copies, r answers again with the same feeling, "
-                "e edits, w colours the words, v shows another reply, t opens the thoughts.\n"
-                "On the emotions: 1–9 set 10–90 %. The mouse works everywhere.\n"
+                "On the emotions, 1–9 set 10–90 %; in a comparison, 1–6 take a reply. The mouse works everywhere.\n"
                 "Ctrl+P finds every command. Esc closes.",
                 classes="hint",
                 markup=False,
@@ -89,7 +86,7 @@ class ConversationsDialog(Dialog):
     """The stored conversations. Closes with the id of the one to go on with."""
 
     BINDINGS = [
-        Binding("down", "to_list", show=False),
+        binding("conversations.list", "to_list"),
         binding("conversations.rename", "rename", show=True, label="Rename"),
         binding("conversations.delete", "delete", show=True, label="Delete"),
         binding("conversations.undo", "undo", show=True, label="Undo"),

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 from mlx_emotion import MLXEmotionError
 
+from .looks import readable_bytes
+
 if TYPE_CHECKING:
     from mlx_emotion import Model
 
@@ -28,6 +30,7 @@ class Loader:
         self.app, self.name, self._load = app, name, load
         self.since: float | None = time.monotonic()
         self.asked: list[str] = []
+        self._fetched: dict[str | None, tuple[int, int]] = {}
         self._number = 0
         self._threads = 0
 
@@ -35,6 +38,17 @@ class Loader:
     def seconds(self) -> float:
         """How long the load under way has taken."""
         return time.monotonic() - self.since if self.since is not None else 0.0
+
+    @property
+    def told(self) -> str:
+        """The load under way, in words."""
+        done, total = self._fetched.get(self.name, (0, 0))
+        fetched = f" · {readable_bytes(done)} of {readable_bytes(total)} fetched" if done < total else ""
+        return f"loading {self.name or 'the model'}… {self.seconds:.0f} s{fetched}"
+
+    def fetched(self, name: str | None, done: int, total: int) -> None:
+        """So many bytes of a model's download are here. On any thread; a cancelled download goes on by its name."""
+        self._fetched[name] = done, total
 
     @property
     def behind(self) -> bool:

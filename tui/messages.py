@@ -6,24 +6,26 @@ import shutil
 import subprocess
 from typing import TYPE_CHECKING, cast
 
-from textual.binding import Binding
 from textual.widgets import Input
 
 from .looks import clean
-from .transcript import ReplyMessage, UserMessage
+from .panel import binding
+from .transcript import ReplyMessage, UserMessage, pattern, says
 
 if TYPE_CHECKING:
+    from mlx_emotion import Exchange
+
     from .app import EmotionApp
 
 CLIPBOARDS = (["pbcopy"], ["wl-copy"], ["xclip", "-selection", "clipboard"])
 
 
 class Finder(Input):
-    """The line that finds words in the conversation, from the end backwards; Enter goes on to the next."""
+    """The line that finds words in the conversation, as they are seen, from the end backwards."""
 
     BINDINGS = [
-        Binding("up", "step(False)", "Earlier", show=False),
-        Binding("down,shift+enter", "step(True)", "Later", show=False),
+        binding("find.earlier", "step(False)"),
+        binding("find.later", "step(True)"),
     ]
 
     def __init__(self, id: str | None = None) -> None:
@@ -61,8 +63,7 @@ class Finder(Input):
         known = before == words and 0 <= at < count
         step, start = (1, at if known else -1) if later else (-1, at if known else count)
         for number in ((start + step * n) % count for n in range(1, count + 1)):
-            exchange = exchanges[number]
-            if words in exchange.user.lower() or (exchange.reply and words in exchange.reply.text.lower()):
+            if _has(exchanges[number], words):
                 self._found = (words, number)
                 await app.transcript.reveal(number, words)
                 self.focus()
@@ -72,6 +73,12 @@ class Finder(Input):
                     found.mark(words)
                 return
         app.notify(f"Not found: {self.value}", timeout=3, markup=False)
+
+
+def _has(exchange: Exchange, words: str) -> bool:
+    """Whether ``words`` are seen in a message, or in its reply that counts."""
+    reply = exchange.reply
+    return pattern(words).search(clean(exchange.user)) is not None or (reply is not None and says(reply.text, words))
 
 
 def chosen(app: EmotionApp) -> UserMessage | ReplyMessage | None:

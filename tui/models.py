@@ -96,7 +96,7 @@ class ModelsDialog(Dialog):
     def _show_state(self) -> None:
         app = self.emotion_app
         if app.loader.since is not None:
-            state = f"loading {app.loader.name or 'the model'}… {app.loader.seconds:.0f} s"
+            state = app.loader.told
         elif app.model is not None:
             pack = app.model.vectors.path if app.model.vectors is not None else None
             state = f"in use: {app.model.id}, " + (f"pack {Path(pack).stem}" if pack else "no pack")

@@ -32,6 +32,18 @@ KEYS: dict[str, tuple[str, str]] = {
     "models": ("ctrl+l", "Models and packs"),
     "help": ("ctrl+k", "All keys"),
     "quit": ("ctrl+q", "Leave"),
+    "transcript.earlier": ("up", "The message above"),
+    "transcript.later": ("down", "The message below"),
+    "transcript.first": ("home", "The first message"),
+    "transcript.last": ("end", "The last message"),
+    "transcript.copy": ("c", "Copy the chosen message"),
+    "transcript.again": ("r", "Answer again, with the feeling of before"),
+    "transcript.edit": ("e", "Change your last message and send it again"),
+    "transcript.words": ("w", "Colour the chosen reply's words"),
+    "transcript.variant": ("v", "Another of the replies to the chosen message"),
+    "transcript.thoughts": ("t", "Open or fold the chosen reply's thoughts"),
+    "find.earlier": ("enter,up", "What is found before"),
+    "find.later": ("down,shift+enter", "What is found after"),
     "panel.up": ("up", "The emotion above"),
     "panel.down": ("down", "The emotion below"),
     "panel.more": ("right,l,plus,equals_sign", "Stronger by 5 %"),
@@ -50,7 +62,13 @@ KEYS: dict[str, tuple[str, str]] = {
     "pad.left": ("left", "Less pleasant"),
     "pad.right": ("right", "More pleasant"),
     "pad.centre": ("0,backspace,delete", "To the middle of the circumplex"),
+    "compare.start": ("enter", "Compare under the feelings that are chosen"),
+    "compare.left": ("left", "The reply to the left"),
+    "compare.right": ("right", "The reply to the right"),
+    "compare.take": ("enter", "Go on with this reply"),
+    "compare.stop": ("escape", "Stop the replies; then leave without choosing"),
     "dialog.close": ("escape", "Close a dialog"),
+    "conversations.list": ("down", "From the filter to the list"),
     "conversations.rename": ("r", "Rename a conversation"),
     "conversations.delete": ("d,delete", "Delete a conversation"),
     "conversations.undo": ("u", "Bring a deleted conversation back"),
@@ -62,17 +80,22 @@ KEYS: dict[str, tuple[str, str]] = {
     "models.cancel": ("x", "Cancel loading"),
 }
 """Every action that has a key: id -> (keys, what it does). The ids are those of ``[tui.keys]``."""
-MAIN, DIALOGS = {"box", "bars", "pad"}, {"conversations", "models"}
+MAIN, DIALOGS = {"box", "bars", "pad", "transcript", "find"}, {"choose", "conversations", "models"}
 PLACES = {
     "message.": {"box"},
     "messages": {"box"},
+    "feelings": {"box", "bars", "pad"},
+    "transcript.": {"transcript"},
+    "find.": {"find"},
     "panel.": {"bars"},
     **{f"panel.{name}": {"bars", "pad"} for name in ("neutral", "base", "history", "guard", "pad")},
     "pad.": {"pad"},
+    "compare.": {"compare"},
+    "compare.start": {"choose"},
     "dialog.": DIALOGS,
     "conversations.": {"conversations"},
     "models.": {"models"},
-    "quit": MAIN | DIALOGS,
+    "quit": MAIN | DIALOGS | {"compare"},
 }
 """Where the keys of an id, or of all with that beginning, act; those of the others in all of ``MAIN``."""
 MODIFIERS = ("alt", "ctrl", "hyper", "meta", "shift", "super")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 from bisect import bisect
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,6 @@ from rich.segment import Segment
 from rich.style import Style
 from rich.text import Text
 from textual import events
-from textual.binding import Binding
 from textual.color import Color
 from textual.containers import VerticalScroll
 from textual.geometry import Offset, Region, Size
@@ -28,6 +28,7 @@ from textual.widgets import Static
 from mlx_emotion import Emotion, Exchange, Reading, Reply
 
 from .looks import blend, clean, colour_of, felt, parse, timeline
+from .panel import binding
 
 PAGE = 2
 """Exchanges mounted at once when the window moves."""
@@ -51,6 +52,43 @@ NOTES = {
 
 
 FOUND = Style(reverse=True)
+SEEN = ("text", "code_inline", "code_block", "fence", "image")
+"""The tokens of Markdown whose content is painted."""
+LETTERS = re.compile(r"[^\W_]+")
+UNSEEN = re.compile(r"\]\([^()]*\)|<[^<>]*>")
+"""What may stand between the letters of Markdown without being painted: the address of a link, a tag."""
+
+
+def pattern(words: str) -> re.Pattern[str]:
+    """What finds ``words``, in capitals or not; a space in them may be a line break."""
+    return re.compile(r"\s+".join(map(re.escape, words.split())), re.IGNORECASE)
+
+
+def seen(markdown: str) -> str:
+    """The text that is painted of ``markdown``, without its marks."""
+    parts = []
+    for block in RichMarkdown(markdown).parsed:
+        for token in block.children or [block]:
+            parts.append(token.content if token.type in SEEN else "\n" if token.type.endswith("break") else "")
+        parts.append("\n")
+    return clean("".join(parts))
+
+
+def says(markdown: str, words: str) -> bool:
+    """Whether ``words`` are painted of ``markdown``; signs alone are looked for as they were written.
+
+    Parsing thousands of replies takes seconds, so their letters are looked at first: the marks are between them.
+    """
+    sought = _letters(words)
+    if not sought:
+        return pattern(words).search(markdown) is not None
+    if sought not in _letters(markdown) and sought not in _letters(html.unescape(UNSEEN.sub("", markdown))):
+        return False
+    return pattern(words).search(seen(markdown)) is not None
+
+
+def _letters(text: str) -> str:
+    return "".join(LETTERS.findall(text)).lower()
 
 
 def places(lines: Sequence[str], words: str) -> list[Selection]:
@@ -63,7 +101,7 @@ def places(lines: Sequence[str], words: str) -> list[Selection]:
         line = bisect(starts, at) - 1
         return Offset(at - starts[line], line)
 
-    found = re.finditer(r"\s+".join(map(re.escape, words.split())), "\n".join(lines), re.IGNORECASE)
+    found = pattern(words).finditer("\n".join(lines))
     return [Selection(place(match.start()), place(match.end())) for match in found]
 
 
@@ -98,8 +136,12 @@ class UserMessage(Static, can_focus=True):
         """Mark ``words``; with none, take the marks away."""
         text = Text(self.source)
         if words:
-            text.highlight_words([words], FOUND, case_sensitive=False)
+            text.highlight_regex(pattern(words), FOUND)
         self.update(text, layout=False)
+
+    def says(self, words: str) -> bool:
+        """Whether ``words`` are in it, which is painted as it was written."""
+        return pattern(words).search(self.source) is not None
 
 
 class ReplyMessage(Widget, can_focus=True):
@@ -194,6 +236,10 @@ class ReplyMessage(Widget, can_focus=True):
             self._marked = words
             self._marks = self.places(words)
             self.refresh()
+
+    def says(self, words: str) -> bool:
+        """Whether ``words`` are in the text."""
+        return says(self.source, words)
 
     def places(self, words: str) -> list[Selection]:
         """Where ``words`` are in the text, not in what is above it."""
@@ -356,16 +402,16 @@ class Transcript(VerticalScroll, can_focus=False):
     """
 
     BINDINGS = [
-        Binding("up", "pick(-1)", "Earlier", show=False),
-        Binding("down", "pick(1)", "Later", show=False),
-        Binding("home", "ends(0)", "First", show=False),
-        Binding("end", "ends(1)", "Last", show=False),
-        Binding("c", "app.copy", "Copy", show=True),
-        Binding("r", "app.again(True)", "Same feeling again", show=True),
-        Binding("e", "app.edit", "Edit", show=True),
-        Binding("w", "app.words", "Words", show=True),
-        Binding("v", "app.variant", "Other reply", show=True),
-        Binding("t", "app.thoughts", "Thoughts", show=True),
+        binding("transcript.earlier", "pick(-1)"),
+        binding("transcript.later", "pick(1)"),
+        binding("transcript.first", "ends(0)"),
+        binding("transcript.last", "ends(1)"),
+        binding("transcript.copy", "app.copy", show=True, label="Copy"),
+        binding("transcript.again", "app.again(True)", show=True, label="Same feeling again"),
+        binding("transcript.edit", "app.edit", show=True, label="Edit"),
+        binding("transcript.words", "app.words", show=True, label="Words"),
+        binding("transcript.variant", "app.variant", show=True, label="Other reply"),
+        binding("transcript.thoughts", "app.thoughts", show=True, label="Thoughts"),
     ]
 
     def __init__(self, id: str | None = None) -> None:
@@ -587,7 +633,7 @@ class Transcript(VerticalScroll, can_focus=False):
                     self._moving = False
         self.release_anchor()
         for widget in self.of(number):
-            if words.lower() in widget.source.lower():
+            if widget.says(words):
                 widget.focus(scroll_visible=False)
                 self.call_after_refresh(self._show_words, widget, words)
                 return

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import contextlib
+import importlib
 import json
 import os
 import signal
@@ -13,6 +15,8 @@ import time
 from pathlib import Path
 
 import pytest
+from textual.binding import Binding
+from textual.dom import DOMNode
 
 import mlx_emotion
 from mlx_emotion import Available, Exchange, MLXEmotionError, Reply, Step, Store, Token, UsageError
@@ -104,6 +108,16 @@ async def test_help_lists_every_id(make_app):
         await until(pilot, lambda: len(app.screen_stack) == 1)
 
 
+async def test_the_end_of_the_help_is_reached_in_a_low_window(make_app):
+    app = make_app()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await ready(pilot)
+        await pilot.press("ctrl+k")
+        await until(pilot, lambda: "Ctrl+P finds every command" in text_of(app))
+        await pilot.press("end")
+        await until(pilot, lambda: list(KEYS)[-1] in text_of(app))
+
+
 def test_settings_tell_what_is_wrong_and_keep_the_rest():
     settings = Settings.of(
         {
@@ -148,6 +162,68 @@ def test_keys_are_taken_by_the_names_that_textual_has():
     assert settings.keys["edit"] == "ctrl+r"  # `again` has left it, and no conversation is renamed there
     both = Settings.of({"keys": {"again": "f5", "copy": "f5"}})
     assert both.keys == {"again": "f5"}
+
+
+@pytest.mark.parametrize(
+    ("keys", "other"),
+    [
+        ({"transcript.copy": "r"}, "transcript.again"),
+        ({"transcript.copy": "ctrl+r"}, "again"),
+        ({"find.later": "escape"}, "stop"),
+        ({"compare.start": "escape"}, "dialog.close"),
+        ({"compare.right": "enter"}, "compare.take"),
+        ({"compare.take": "ctrl+q"}, "quit"),
+    ],
+)
+def test_two_actions_of_one_place_cannot_share_a_key(keys, other):
+    settings = Settings.of({"keys": keys})
+    assert settings.keys == {}
+    assert f"is the key of {other} too" in settings.problems[0]
+
+
+def test_actions_of_different_places_can_share_a_key():
+    keys = {"transcript.copy": "b", "find.later": "c", "compare.take": "ctrl+r", "compare.start": "right"}
+    keys["transcript.edit"] = "tab"  # which goes to the emotions from the box alone
+    assert Settings.of({"keys": keys}) == Settings(keys=keys)
+
+
+def test_every_key_but_digits_has_an_id():
+    found = 0
+    for path in (Path(__file__).parents[2] / "tui").glob("*.py"):
+        module = importlib.import_module(f"mlx_emotion.tui.{path.stem}")
+        for kind in vars(module).values():
+            if isinstance(kind, type) and issubclass(kind, DOMNode) and kind.__module__ == module.__name__:
+                for key in vars(kind).get("BINDINGS", ()):
+                    assert isinstance(key, Binding)
+                    assert key.id in KEYS or key.key.isdigit(), f"{kind.__name__}: {key.key}"
+                    found += 1
+    assert found > len(KEYS) / 2
+
+
+async def test_keys_of_the_conversation_of_find_and_of_compare_can_be_changed(make_app, monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    keys = {"transcript.copy": "z", "find.earlier": "f4"}
+    keys |= {"compare.start": "f5", "compare.right": "n", "compare.take": "y"}
+    app = make_app(settings=Settings(animation=False, keys=keys))
+    async with app.run_test(size=(140, 40)) as pilot:
+        await ready(pilot)
+        for n, text in enumerate(("one thing", "two")):
+            await say(pilot, text)
+            await answered(pilot, n + 1)
+        await pilot.press("shift+tab")
+        await until(pilot, lambda: app.transcript.chosen is not None)
+        await pilot.press("c", "up", "z")
+        assert app.clipboard == "two"
+        await pilot.press("ctrl+f", *"thing", "enter", "f4")
+        await until(pilot, lambda: bool(app.query(".-found")))
+        assert {m.number for m in app.query(".-found")} == {0}
+        await pilot.press("escape", *"who", "ctrl+t")
+        await until(pilot, lambda: "6 chosen" in text_of(app))
+        await pilot.press("f5")
+        await until(pilot, lambda: hasattr(app.screen, "columns") and not app.screen.running)
+        await pilot.press("n", "enter", "y")
+        await until(pilot, lambda: len(app.transcript.exchanges) == 3)
+        assert app.transcript.exchanges[2].reply.text == "who with anger"
 
 
 async def test_an_action_of_several_keys_is_given_one(make_app):
@@ -309,7 +385,7 @@ async def test_a_model_that_cannot_be_loaded_and_then_one_that_can(fake, monkeyp
 async def test_a_pack_that_does_not_fit_and_then_another_model(fake, monkeypatch):
     asked = []
 
-    def load(name, **given):
+    def load(name, progress, **given):
         asked.append((name, given))
         if "vectors" in given:
             raise MLXEmotionError("p.safetensors is not for this model: width 64, wanted 192")
@@ -436,6 +512,7 @@ async def test_what_the_footers_show_can_be_clicked(make_app, fake):
     app = make_app()
     async with app.run_test(size=(80, 24)) as pilot:
         await ready(pilot)
+        await until(pilot, lambda: "ctrl+p" in shown_keys(app))  # the footer is empty while it is made anew
         assert shown_keys(app)["ctrl+p"].description == "palette"
         assert "escape" not in shown_keys(app)
         fake.go.clear()
@@ -444,7 +521,7 @@ async def test_what_the_footers_show_can_be_clicked(make_app, fake):
         await pilot.click(shown_keys(app)["escape"])
         await answered(pilot, 1)
         assert app.transcript.exchanges[0].reply.state == "cancelled"
-        await until(pilot, lambda: "escape" not in shown_keys(app))
+        await until(pilot, lambda: "ctrl+o" in shown_keys(app) and "escape" not in shown_keys(app))
         await pilot.click(shown_keys(app)["ctrl+o"])
         await until(pilot, lambda: "d" in shown_keys(app))
         await pilot.click(shown_keys(app)["d"])
@@ -593,6 +670,30 @@ async def test_a_key_typed_before_the_store_is_open(make_app):
     app = make_app(store=store)
     async with app.run_test(size=(120, 30)) as pilot:
         await until(pilot, lambda: "No conversation yet" in text_of(app))
+
+
+async def test_a_download_shows_its_bytes(fake, monkeypatch):
+    gate = threading.Event()
+
+    def load(name, progress, **given):
+        if name == "owner/large":
+            progress(1_000_000, 4_300_000_000)
+        if name is not None:
+            gate.wait(300)
+        return fake
+
+    monkeypatch.setattr(mlx_emotion, "load", load)
+    monkeypatch.setattr(mlx_emotion, "available", list)
+    app = EmotionApp(settings=Settings(animation=False))
+    async with app.run_test(size=(140, 30)) as pilot:
+        await ready(pilot)
+        app.loader.begin("owner/large")
+        await pilot.press("ctrl+l")
+        await until(pilot, lambda: text_of(app).count("1 MB of 4.3 GB fetched") == 2)  # in the header and the dialog
+        app.loader.begin("owner/other")
+        await until(pilot, lambda: "loading owner/other" in text_of(app))
+        assert "fetched" not in app.loader.told  # the other download may go on behind
+        gate.set()
 
 
 async def test_a_model_is_not_loaded_twice(fake, monkeypatch):
@@ -824,20 +925,74 @@ async def test_compare_and_go_on_with_one(make_app, fake):
         assert fake.chats[0].turns[1][1] == "who with joy"
 
 
-async def test_leaving_a_comparison_gives_the_message_back(make_app):
+@pytest.mark.parametrize("before", [[], ["one"]])
+async def test_leaving_a_comparison_gives_the_message_back(make_app, before):
+    """And a conversation that was begun for it is gone."""
     app = make_app()
     async with app.run_test(size=(140, 40)) as pilot:
         await ready(pilot)
-        await pilot.press(*"who")
-        await pilot.press("ctrl+t")
-        await until(pilot, lambda: "6 chosen" in text_of(app))
-        await pilot.press("enter")
-        await until(pilot, lambda: not getattr(app.screen, "running", True))
+        for text in before:
+            await say(pilot, text)
+            await answered(pilot, 1)
+        await compare(pilot, "who")
+        await until(pilot, lambda: not app.screen.running)
         await pilot.press("escape")
         await until(pilot, lambda: app.box.text == "who")
-        assert app.talk.store.exchanges(app.talk.conversation) == []
+        store = app.talk.store
+        assert [[e.user for e in store.exchanges(c.id)] for c in store.conversations()] == [before] * len(before)
+        assert store.conversations(deleted=True) == []
         await pilot.press("enter")
+        await answered(pilot, len(before) + 1)
+        (conversation,) = store.conversations()
+        assert [e.user for e in store.exchanges(conversation.id)] == [*before, "who"]
+
+
+@pytest.mark.parametrize(("opened", "leaves"), [("before", "5"), ("during", "5"), ("during", "escape")])
+async def test_a_comparison_in_one_window_and_a_message_in_another(make_app, fake, opened, leaves):
+    """The other window has opened the conversation ``before`` the comparison or ``during`` it."""
+    one, other = make_app(), make_app(Fake(says="from elsewhere"), resume="")
+    async with contextlib.AsyncExitStack() as stack:
+        pilot = await stack.enter_async_context(one.run_test(size=(140, 40)))
+        await ready(pilot)
+        await say(pilot, "first")
         await answered(pilot, 1)
+        first = one.talk.conversation
+        fake.go.clear()
+        if opened == "during":
+            await compare(pilot, "who")
+        beside = await stack.enter_async_context(other.run_test(size=(140, 40)))
+        await ready(beside)
+        if opened == "before":
+            await compare(pilot, "who")
+        await until(beside, lambda: other.talk.conversation == first)
+        await say(beside, "second")
+        await answered(beside, 2 + (opened == "during"))
+        fake.go.set()
+        await until(pilot, lambda: not one.screen.running)
+        await pilot.press(leaves)
+        await until(pilot, lambda: len(one.screen_stack) == 1 and not one.talk.comparing)
+        await say(pilot, "third")
+        shown = ["first", *(["who"] if leaves == "5" else []), "third"]
+        await answered(pilot, len(shown))
+        store = Store()
+        talks = {c.id: store.exchanges(c.id) for c in store.conversations()}
+        assert len(talks) == 2
+        assert [e.user for e in talks[one.talk.conversation]] == shown
+        assert [e.user for e in talks[other.talk.conversation]][-1] == "second"
+        if opened == "before":
+            assert one.talk.conversation == first
+        else:
+            assert [e.user for e in talks[first]] == ["first", "who", "second"]
+        compared = [e for found in talks.values() for e in found if e.user == "who"]
+        assert [[(r.text, r.state) for r in e.replies] for e in compared] == [
+            [(f"who with {f}", "stop") for f in ("neutral", "anger", "calm", "fear", "joy", "sadness")]
+        ] * len(compared)
+        assert [e.reply.text for e in talks[other.talk.conversation] if e.user == "second"] == ["from elsewhere"]
+        if leaves == "5":
+            assert [e.reply.text for e in talks[one.talk.conversation] if e.user == "who"] == ["who with joy"]
+        else:
+            assert one.box.text == ""  # it was given back and sent with what was written then
+        store.close()
 
 
 async def test_a_comparison_is_stored_as_it_grows_and_quitting_ends_it(make_app, fake):

@@ -17,7 +17,7 @@ import mlx_emotion.tui
 from mlx_emotion import CATALOGUE, Exchange, Reading, Reply
 from mlx_emotion.tui.looks import clean
 from mlx_emotion.tui.messages import Finder
-from mlx_emotion.tui.transcript import FOUND, READ, WINDOW, ReplyMessage, Transcript, places, restyled
+from mlx_emotion.tui.transcript import FOUND, READ, WINDOW, ReplyMessage, Transcript, places, restyled, says
 
 from .fakes import text_of, until
 
@@ -248,6 +248,52 @@ async def test_what_is_found_is_in_view_and_marked_until_the_end():
             await finder.action_step(later)
             found.append(finder._found[1])
         assert found == [19, 18, 19, 1, 10]
+
+
+@pytest.mark.parametrize(
+    ("words", "there"),
+    [
+        ("bold word", True),
+        ("BOLD   word & un-bold", True),
+        ("**bold**", False),
+        ("a link there", True),
+        ("example.org", False),
+        ("soft break", True),
+        ("x = __y__", True),
+        ("&amp;z", True),
+        ("café", True),
+        ("left right", True),
+        ("never", False),
+        ("break bold", False),
+        (";", True),
+    ],
+)
+def test_what_is_seen_of_markdown_is_found(words, there):
+    text = (
+        "A **bold** word &amp; *un*-bold, a [link](http://example.org) there, soft\nbreak <!-- never --> caf&eacute;"
+        "\n\n```\nx = __y__ &amp;z\n```\n\n| left | right |\n|---|---|\n| 1 | 2 |\n"
+    )
+    assert says(text, words) is there
+
+
+async def test_what_is_found_is_marked_as_it_is_seen():
+    app = Frame()
+    async with app.run_test(size=(60, 20)) as pilot:
+        talk = said(30)
+        talk[3] = Exchange("as **it** was\nwritten").with_reply(Reply("A **bold** word.", state="stop"))
+        await app.transcript.show(talk, CATALOGUE)
+        finder = app.query_one(Finder)
+        finder.show()
+
+        def marked(message) -> str:
+            lines = [message.render_line(y) for y in range(message.size.height)]
+            return "".join(s.text for line in lines for s in line if s.style and s.style.reverse)
+
+        for words, n, shown in (("bold word", 1, "bold word"), ("**IT** was written", 0, "**it** waswritten")):
+            finder.value = words
+            await finder.find(app)
+            await until(pilot, lambda n=n, shown=shown: marked(app.transcript.of(3)[n]) == shown)
+            assert marked(app.transcript.of(3)[1 - n]) == ""
 
 
 async def test_the_end_is_followed_again():
