@@ -54,7 +54,6 @@ TOPIC_WEIGHT = 0.3
 FELT_WEIGHT = 0.2
 ROUNDED = 0.1  # last share of the steps, taken with the weights rounded as they will be
 SPOILT = 0.25  # most of a reply's words replaced
-ODD = 0.2  # most of the other messages' words replaced
 RESIDUAL, RESIDUAL_STRENGTH = 0.35, 0.4  # share of pushes at layer outputs; there each layer's adds to those before
 MEMORY = 0.995  # per step, of the running means
 ENOUGH = 200  # tokens seen in each setting before pushes begin
@@ -125,9 +124,9 @@ def make_tokenizer(topics: list[Topic], args: argparse.Namespace):
 class Row:
     """A dialogue as token ids. Lists are as long as ``ids``; numbers are -1 where there is nothing to say.
 
-    ``weights``: loss weights. ``about``: a reply's topic, at the last token before it. ``asked``: the setting of a
-    reply's tokens, 0 plain, then one of the emotions. ``pushes``: (start, stop, strength per emotion). ``felt``:
-    per token, 1 for each emotion that the reply shows, 0 for each other.
+    ``weights``: loss weights. ``about``: a reply's topic, at each of its tokens. ``asked``: the setting of a reply's
+    tokens, 0 plain, then one of the emotions. ``pushes``: (start, stop, strength per emotion). ``felt``: per token,
+    1 for each emotion that the reply shows, 0 for each other.
     """
 
     ids: list[int]
@@ -173,8 +172,8 @@ class Encoder:
             asked += [-1] * (len(ids) - len(asked))
             felt += [unknown] * (len(ids) - len(felt))
             start = len(ids) - len(self.newline) - len(body) - 1  # the last token before the reply
-            if turn.topic:  # only where the reply is yet to begin: its own words tell the topic without the question
-                about[start] = self.numbers[turn.topic]
+            if turn.topic:
+                about[start : start + len(body)] = [self.numbers[turn.topic]] * len(body)
             if turn.asked:
                 number = ("plain", *EMOTIONS).index(turn.asked)
                 asked[start + 1 : start + len(body)] = [number] * (len(body) - 1)
@@ -238,23 +237,20 @@ def batches(topics: list[Topic], encoder: Encoder, args: argparse.Namespace, ste
 
 
 def spoilt(ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """``ids`` with words of other messages among those of half of the rows, as inputs only.
+    """``ids`` with words of other replies among those of half of the replies, as inputs only.
 
-    A message must be understood although some of its words mean nothing. A reply known by heart can be gone on with
-    from its last few words alone, whatever the question was: then one odd word in sampling leads into another
-    topic's answer. With words that can't be trusted, the question counts.
+    A reply known by heart can be gone on with from its last few words alone, whatever the question was: then one
+    odd word in sampling leads into another topic's answer. With words that can't be trusted, the question counts.
     """
-    some = torch.rand(len(ids), 1, device=ids.device) < 0.5
-    for kind, most in ((weights >= 1, SPOILT), ((weights > 0) & (weights < 1), ODD)):
-        rate = torch.rand(len(ids), 1, device=ids.device) * most * some
-        words = ids[kind]
-        other = words[torch.randint(len(words), ids.shape, device=ids.device)]
-        ids = torch.where(kind & (torch.rand(ids.shape, device=ids.device) < rate), other, ids)
-    return ids
+    own = weights >= 1
+    rate = torch.rand(len(ids), 1, device=ids.device) * SPOILT * (torch.rand(len(ids), 1, device=ids.device) < 0.5)
+    words = ids[own]
+    other = words[torch.randint(len(words), ids.shape, device=ids.device)]
+    return torch.where(own & (torch.rand(ids.shape, device=ids.device) < rate), other, ids)
 
 
 class Heads(torch.nn.Module):
-    """What the middle layer is to tell in training: before a reply its topic, at each of its tokens its feeling.
+    """What the middle layer is to tell at each token of a reply, in training only: its topic and its feeling.
 
     Which words say what a message is about is the hard part of answering a new wording, and a feeling that
     stands out half-way up, in a direction of its own, is one that a vector can give.
@@ -265,14 +261,11 @@ class Heads(torch.nn.Module):
         self.topic = torch.nn.Linear(width, topics)
         self.felt = torch.nn.Linear(width, len(EMOTIONS))
 
-    def topics(self, middle):
-        return self.topic(F.rms_norm(middle.float(), (middle.shape[-1],)))
-
     def forward(self, middle, about, felt):
         """The two losses, of ``middle`` ``[B, T, d]``."""
-        told, known = about >= 0, felt[..., 0] >= 0
-        topic_loss = F.cross_entropy(self.topics(middle[told]), about[told])
         middle = F.rms_norm(middle.float(), (middle.shape[-1],))
+        told, known = about >= 0, felt[..., 0] >= 0
+        topic_loss = F.cross_entropy(self.topic(middle[told]), about[told])
         return topic_loss, F.binary_cross_entropy_with_logits(self.felt(middle[known]), felt[known])
 
 
@@ -387,25 +380,14 @@ class Rounded:
 
 
 @torch.no_grad()
-def held_out_loss(model, heads: Heads, topics: list[Topic], encoder: Encoder, device: str) -> dict[str, float]:
+def held_out_loss(model, topics: list[Topic], encoder: Encoder, device: str) -> dict[str, float]:
     """Mean loss per answer token after held-out questions, without and with an instruction.
 
-    ``first`` is that of a plain answer's first five tokens: where the topic is found, or not. ``topic`` is the
-    share of the held-out questions whose topic the head tells.
+    ``first`` is that of a plain answer's first five tokens: where the topic is found, or not.
     """
     out = {}
     first = 0.0
-    told = []
     model.eval()
-    for topic in topics:
-        for line in topic.sections["held out"] if not topic.general else ():
-            row = encoder([Turn("user", line.text), Turn("assistant", "", topic=topic.name)])
-            place = next(n for n, number in enumerate(row.about) if number >= 0)
-            i = torch.tensor([row.ids[: place + 1]], device=device)
-            states = model.model(input_ids=i, output_hidden_states=True).hidden_states
-            guess = heads.topics(states[len(model.model.layers) // 2][0, -1]).argmax().item()
-            told.append(guess == row.about[place])
-    out["topic"] = sum(told) / len(told)
     for name, feelings in (("plain", ("plain",)), ("emotional", EMOTIONS)):
         total = count = 0.0
         dialogues = Dialogues(topics, 7)
@@ -546,7 +528,7 @@ def train(topics: list[Topic], tokenizer, args: argparse.Namespace) -> LlamaForC
                 torch.save(saved, checkpoint.with_suffix(".tmp"))
                 checkpoint.with_suffix(".tmp").replace(checkpoint)
                 with Rounded(model, args.bits) if late else contextlib.nullcontext():
-                    held_out = held_out_loss(model, heads, topics, encoder, device)
+                    held_out = held_out_loss(model, topics, encoder, device)
                 entry = {
                     "step": step + 1,
                     "loss": round(sum(losses) / len(losses), 4),
