@@ -170,7 +170,7 @@ async def test_a_model_without_a_pack_says_so_and_talks(make_app):
         assert app.transcript.exchanges[0].reply.feeling == "neutral"
 
 
-async def test_an_older_feeling_does_not_undo_a_newer_step(make_app, monkeypatch):
+async def test_a_step_acts_at_once_and_is_not_undone(make_app, monkeypatch):
     app = make_app()
     async with app.run_test(size=(120, 40)) as pilot:
         await ready(pilot)
@@ -181,16 +181,16 @@ async def test_an_older_feeling_does_not_undo_a_newer_step(make_app, monkeypatch
             shown.append((bars.weights.get("anger"), pad.point))
 
         monkeypatch.setattr(app.panel, "show", seen)
-        for _ in range(4):
+        for step in (0.05, 0.1, 0.15, 0.2):
             bars.action_change(1)
-        await until(pilot, lambda: str(app.feelings.current) == "anger:0.2")
-        assert {weight for weight, _ in shown} == {0.2}
+            assert app.chat.feeling.weights == (("anger", step),)  # no message is waited for
+        assert [weight for weight, _ in shown] == [0.05, 0.1, 0.15, 0.2]
         shown.clear()
         for _ in range(4):
             pad.action_move(1, 0)
-        point = pad.point
-        await until(pilot, lambda: app.feelings.current == app.panel._pointed)
-        assert {where for _, where in shown} == {point}
+            assert app.feelings.current == app.panel._pointed
+            assert pad.point == shown[-1][1]
+        assert len({where for _, where in shown}) == 4
 
 
 async def test_a_feeling_that_is_refused_is_taken_back_from_the_panel(make_app, fake, monkeypatch):
