@@ -223,7 +223,7 @@ class Chat:
         return self._session.options
 
     def change(self, **options: Any) -> Options:
-        """Change ``Options`` by name, from the next reply on. Raises ``UsageError``."""
+        """Change ``Options`` by name, from the next reply on; ``scale`` from the next token. Raises ``UsageError``."""
         changed = _options(asdict(self._session.options) | options)
         self._session.change(changed)
         return changed

@@ -166,7 +166,7 @@ class Session:
         self._forget_cache()
 
     def change(self, options: Options) -> None:
-        """Take other options from the next reply on."""
+        """Take other options from the next reply on; another ``scale`` acts from the next token, as ``feel`` does."""
         self.options = options
         self.feel(self.feeling)
 
