@@ -353,8 +353,8 @@ class Meter(Widget):
 class Panel(VerticalScroll, can_focus=False):
     """Bars, pad, switches and meter, for one feeling.
 
-    ``changed`` is called when the user sets another, and not told by a message, which would wait behind the painting
-    of a reply while the model writes on.
+    ``changed`` is called at once when the user sets another: a message would wait behind the painting of a reply,
+    and the model writes on.
     """
 
     BINDINGS = [
