@@ -114,4 +114,4 @@ def check(pack: str, model: str | None) -> None:
         identity, _ = identify(model, local=True)
         if wrong := found.mismatches(identity):
             raise PackError(f"{found.path} is not for {identity.id}: {'; '.join(wrong)}")
-    click.echo(f"{found.path}: whole, {len(found)} emotions, {found.info.model.id} at site {found.info.site}")
+    click.echo(f"{found.path}: whole, {', '.join(found)}, {found.info.model.id} at site {found.info.site}")

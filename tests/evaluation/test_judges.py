@@ -102,6 +102,7 @@ def test_a_classifier_with_other_labels_names_them(roberta_path):
 
 
 def test_a_missing_classifier_is_one_line(tmp_path):
+    pytest.importorskip("torch")
     with pytest.raises(EvaluationError, match="cannot load the classifier") as found:
         judges.classifier(str(tmp_path / "none"), "emotions", ["anger"]).judge(ITEMS[:1])
     assert "\n" not in str(found.value)
