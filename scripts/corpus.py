@@ -434,7 +434,7 @@ class Dialogues:
         else:
             kind = r.choices(("emotional", "little", "very"), (0.84, 0.08, 0.08))[0]
         second = ""
-        if kind == "emotional" and r.random() < 0.35:
+        if kind == "emotional" and r.random() < 0.45:
             second = r.choice([e for e in EMOTIONS if e != feeling])
         steered = kind == "emotional" and r.random() < STEERED
         instruction = self.instruction(kind, feeling, *filter(None, [second])) if kind and not steered else ""

@@ -5,7 +5,8 @@
 Asks questions whose wordings are not in the training text (the topic files' ``held out`` sections),
 at temperature 0.7, for each emotion and intensity, and judges with the built-in lexicon. The lexicon
 was written without sight of the corpus; afterwards the corpus's answers were made clearer where the
-lexicon found nothing in them, so it is not a judge that never met the text.
+lexicon found nothing in them, so it is not a judge that never met the text. ``second_lexicon.json`` is:
+it was written after the corpus and without sight of it or of the first, and nothing was changed since.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from corpus import load as load_corpus
 import mlx_emotion
 from mlx_emotion.batch import Finished, Job, run_batch
 from mlx_emotion.emotions import Feeling
-from mlx_emotion.evaluation.lexicon import score, top
+from mlx_emotion.evaluation.lexicon import Lexicon, score, top
 from mlx_emotion.guard import distinct_2
 from mlx_emotion.options import Options
 from mlx_emotion.session import Voice
@@ -32,6 +33,8 @@ from mlx_emotion.session import Voice
 TEMPERATURE, TOP_P, MAX_TOKENS = 0.7, Options.top_p, 120
 MIXES = ("anger:0.7,sadness:0.7", "fear:0.7,surprise:0.7", "joy:0.7,surprise:0.7", "sadness:0.7,tiredness:0.7",
          "calm:0.7,joy:0.7", "anger:0.7,disgust:0.7")  # fmt: skip
+
+SECOND = Lexicon(json.loads((Path(__file__).parent / "second_lexicon.json").read_text(encoding="utf-8")))
 
 Reply = tuple[Topic, str, Finished]
 
@@ -62,11 +65,12 @@ def ask(model: mlx_emotion.Model, questions: list[tuple[Topic, str]], feeling: s
 
 def measure(replies: list[Reply], emotion: str | None) -> dict[str, float]:
     """Shares over ``replies``; ``emotion`` is the one asked for, if any."""
-    tops = [top(d.text) for _, _, d in replies]
+    tops, seconds = ([judge(d.text) for _, _, d in replies] for judge in (top, SECOND.top))
     n = len(replies)
     found = {
         "replies": n,
         "emotional": sum(t is not None for t in tops) / n,
+        "emotional_second": sum(t is not None for t in seconds) / n,
         "on_topic": sum(mentions(d.text, t.keywords) for t, _, d in replies) / n,
         "ended": sum(d.reason == "stop" for _, _, d in replies) / n,
         "distinct_2_below_0.3": sum(distinct_2(d.tokens) < 0.3 for _, _, d in replies) / n,
@@ -74,6 +78,7 @@ def measure(replies: list[Reply], emotion: str | None) -> dict[str, float]:
     }
     if emotion:
         found["target"] = sum(t == emotion for t in tops) / n
+        found["target_second"] = sum(t == emotion for t in seconds) / n
         found["target_score"] = statistics.mean(score(d.text)[emotion] for _, _, d in replies)
     return found
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import contextlib
-import functools
 import json
 import math
 import os
@@ -52,9 +51,11 @@ LENGTH_STEP = 16
 NOISE = 0.2  # most noise on an attention output, of its size
 TOPIC_WEIGHT = 0.3
 FELT_WEIGHT = 0.2
+SHARPER = 1.5  # times the final norm's weights when it ships: temperature 0.7 then chooses as 0.47 would
 ROUNDED = 0.1  # last share of the steps, taken with the weights rounded as they will be
 SPOILT = 0.25  # most of a reply's words replaced
 RESIDUAL, RESIDUAL_STRENGTH = 0.35, 0.4  # share of pushes at layer outputs; there each layer's adds to those before
+COMMON, APART = 0.3, 0.05  # most that the emotions' vectors may share of their squared length; weight of keeping to it
 MEMORY = 0.995  # per step, of the running means
 ENOUGH = 200  # tokens seen in each setting before pushes begin
 OTHER_WEIGHT = 0.02  # loss weight of tokens that are not the companion's: they teach words, not answers
@@ -65,11 +66,12 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--work", type=Path, default=ROOT / "build" / "embedded", help="checkpoints and logs")
     p.add_argument("--output", type=Path, default=SHIPPED, help="folder of the shipped model")
     p.add_argument("--topics", nargs="*", metavar="NAME", help="only these topics of the corpus")
-    p.add_argument("--steps", type=int, default=54500)
-    p.add_argument("--tokens", type=int, default=2048, help="tokens a step")
+    p.add_argument("--steps", type=int, default=12000)
+    p.add_argument("--tokens", type=int, default=4096, help="tokens a step")
     p.add_argument("--context", type=int, default=192, help="most tokens of a dialogue")
-    p.add_argument("--width", type=int, default=192)
+    p.add_argument("--width", type=int, default=256)
     p.add_argument("--layers", type=int, default=8)
+    p.add_argument("--feed", type=int, default=1536, help="width of the feed-forward parts")
     p.add_argument("--vocabulary", type=int, default=3072)
     p.add_argument("--rate", type=float, default=2e-3, help="peak learning rate")
     p.add_argument("--dtype", default="float32", choices=("float16", "bfloat16", "float32"))
@@ -85,7 +87,7 @@ def arguments() -> argparse.Namespace:
 def check_machine(args: argparse.Namespace) -> None:
     """End with a line if the machine has too little disk or memory for the build."""
     args.work.mkdir(parents=True, exist_ok=True)
-    parameters = args.vocabulary * args.width + args.layers * 16 * args.width**2
+    parameters = args.vocabulary * args.width + args.layers * args.width * (4 * args.width + 3 * args.feed)
     disk, wanted = shutil.disk_usage(args.work).free, parameters * 40
     if disk < wanted:
         sys.exit(f"{args.work}: {disk >> 20} MiB of disk free, the build needs {wanted >> 20}")
@@ -236,14 +238,14 @@ def batches(topics: list[Topic], encoder: Encoder, args: argparse.Namespace, ste
         step += block
 
 
-def spoilt(ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """``ids`` with words of other replies among those of half of the replies, as inputs only.
+def spoilt(ids: torch.Tensor, weights: torch.Tensor, most: float) -> torch.Tensor:
+    """``ids`` with words of other replies in place of up to ``most`` of half of the replies', as inputs only.
 
     A reply known by heart can be gone on with from its last few words alone, whatever the question was: then one
     odd word in sampling leads into another topic's answer. With words that can't be trusted, the question counts.
     """
     own = weights >= 1
-    rate = torch.rand(len(ids), 1, device=ids.device) * SPOILT * (torch.rand(len(ids), 1, device=ids.device) < 0.5)
+    rate = torch.rand(len(ids), 1, device=ids.device) * most * (torch.rand(len(ids), 1, device=ids.device) < 0.5)
     words = ids[own]
     other = words[torch.randint(len(words), ids.shape, device=ids.device)]
     return torch.where(own & (torch.rand(ids.shape, device=ids.device) < rate), other, ids)
@@ -264,32 +266,10 @@ class Heads(torch.nn.Module):
     def forward(self, middle, about, felt):
         """The two losses, of ``middle`` ``[B, T, d]``."""
         middle = F.rms_norm(middle.float(), (middle.shape[-1],))
-        told, known = about >= 0, felt[..., 0] >= 0
-        topic_loss = F.cross_entropy(self.topic(middle[told]), about[told])
-        return topic_loss, F.binary_cross_entropy_with_logits(self.felt(middle[known]), felt[known])
-
-
-def loss_of(model, ids, weights):
-    """Weighted loss per token."""
-    return _weighted(model, model.model(input_ids=ids[:, :-1]).last_hidden_state, ids, weights)
-
-
-def _weighted(model, hidden, ids, weights):
-    """Loss from the last layer's ``hidden``; logits, a large part of a small model's work, only where they count."""
-    weights = weights[:, 1:]
-    counted = weights > 0
-    losses = F.cross_entropy(model.lm_head(hidden[counted]).float(), ids[:, 1:][counted], reduction="none")
-    return (losses * weights[counted]).sum() / weights.sum()
-
-
-def training_loss(model, heads, ids, weights, about, felt):
-    """The loss to follow, and those of the two heads as numbers."""
-    out = model.model(input_ids=spoilt(ids, weights)[:, :-1], output_hidden_states=True)
-    middle = out.hidden_states[len(model.model.layers) // 2]
-    with torch.autocast(ids.device.type, enabled=False):
-        topic_loss, felt_loss = heads(middle, about[:, :-1], felt[:, :-1])
-    loss = _weighted(model, out.last_hidden_state, ids, weights)
-    return loss + TOPIC_WEIGHT * topic_loss + FELT_WEIGHT * felt_loss, topic_loss.item(), felt_loss.item()
+        topic_loss = F.cross_entropy(self.topic(middle).flatten(0, 1), about.flatten(), ignore_index=-1)
+        known = (felt >= 0).float()
+        each = F.binary_cross_entropy_with_logits(self.felt(middle), felt.clamp(min=0), reduction="none")
+        return topic_loss, (each * known).sum() / known.sum().clamp(min=1)
 
 
 class Shifts:
@@ -299,15 +279,14 @@ class Shifts:
     to the plain one is its vector as ``extract`` will find it (method ``mean``). Rows with ``pushes`` get these
     vectors added where an instruction would have asked. A random direction on half of the rows, one for a
     whole row, stands for everything else that steering does.
+
+    ``vectors`` are ``[2 sites, emotions, layers, d]``.
     """
 
-    def __init__(self, model: LlamaForCausalLM, device: str) -> None:
-        layers, settings = len(model.model.layers), 1 + len(EMOTIONS)
-        self.sums = torch.zeros(2, settings, layers, model.config.hidden_size, device=device)
+    def __init__(self, config: LlamaConfig, device: str) -> None:
+        settings = 1 + len(EMOTIONS)
+        self.sums = torch.zeros(2, settings, config.num_hidden_layers, config.hidden_size, device=device)
         self.counts = torch.zeros(settings, device=device)
-        for n, layer in enumerate(model.model.layers):
-            layer.self_attn.register_forward_hook(functools.partial(self._pass, 0, n))
-            layer.register_forward_hook(functools.partial(self._pass, 1, n))
 
     @property
     def state(self) -> dict[str, torch.Tensor]:
@@ -321,31 +300,101 @@ class Shifts:
     def ready(self) -> bool:
         return bool(self.counts.min() > ENOUGH)
 
-    def begin(self, asked: torch.Tensor, pushes: torch.Tensor) -> None:
-        """Before the pass of a batch: ``asked`` ``[B, T]`` and ``pushes`` ``[2, B, T, emotions]``."""
+    @property
+    def vectors(self) -> torch.Tensor:
         means = self.sums / self.counts.clamp(min=1)[:, None, None]
-        self.vectors = means[:, 1:] - means[:, :1]
-        self.sums *= MEMORY
-        self.counts *= MEMORY
-        self.members = F.one_hot(asked.flatten() + 1, len(self.counts) + 1)[:, 1:].float()
-        self.counts += self.members.sum(0)
-        self.pushes = pushes
+        return means[:, 1:] - means[:, :1]
 
-    def _pass(self, site: int, n: int, module, inputs, output):
-        if not module.training:
-            return output
-        out = output[0] if isinstance(output, tuple) else output
-        pure = out.detach().float()
+    @property
+    def common(self) -> torch.Tensor:
+        """What the emotions' vectors share, of their squared length, ``[2, layers]``: 1 if they are the same."""
+        vectors = self.vectors
+        return vectors.mean(1).square().sum(-1) / vectors.square().sum(-1).mean(1).clamp(min=1e-9)
+
+    def add(self, sums: torch.Tensor, counts: torch.Tensor) -> None:
+        """Take a batch's sums ``[2, settings, layers, d]`` over ``counts`` tokens of each setting into the means."""
+        self.sums = self.sums * MEMORY + sums
+        self.counts = self.counts * MEMORY + counts
+
+    def penalty(self, sums: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+        """A term whose gradient keeps the emotions' vectors apart.
+
+        Left alone, nine tenths of each say "not plain": little of a dose then tells which emotion is meant, still
+        less of which two, and all of it disturbs the grammar. The gradient is that of the squared length of what
+        is shared, where that is more than ``COMMON``; it is known from many batches only, so from the means.
+        """
+        if not self.ready or not counts[0] or not counts[1:].any():
+            return sums.new_zeros(())
+        shared = self.vectors.mean(1)
+        weight = (self.common > COMMON) / self.vectors.square().sum(-1).mean(1).clamp(min=1e-9)
+        shift = sums[:, 1:].sum(1) / counts[1:].sum() - sums[:, 0] / counts[0]
+        return 2 * ((shift * shared).sum(-1) * weight).sum() / weight.shape[1]
+
+
+def block(layer, x, turn, members, pushes, vectors, noise):
+    """One layer's pass with what steering adds, and the sums by setting of what attention and the layer put out.
+
+    Written out because the library's own takes half as long again.
+
+    ``x`` is ``[B, T, d]``, ``turn`` the cosines and sines of positions, ``members`` ``[B * T, settings]``, ``pushes``
+    ``[2, B, T, emotions]``, ``vectors`` ``[2, emotions, d]``, ``noise`` ``[B, 1, d]``.
+    """
+    (rows, length, _), (cos, sin) = x.shape, turn
+    size = cos.shape[-1]
+    later = torch.ones(length, length, dtype=torch.bool, device=x.device).triu(1)
+
+    def heads(projection, h: torch.Tensor) -> torch.Tensor:
+        return projection(h).view(rows, length, -1, size).transpose(1, 2)
+
+    def turned(x: torch.Tensor) -> torch.Tensor:
+        half = torch.cat((-x[..., size // 2 :], x[..., : size // 2]), -1)
+        return (x * cos + half * sin).to(x.dtype)
+
+    def steered(site: int, out: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         with torch.autocast(out.device.type, enabled=False):
-            self.sums[site, :, n] += self.members.T @ pure.flatten(0, 1)
-            added = self.pushes[site] @ self.vectors[site, :, n]
+            whole = out.float()
+            added = pushes[site] @ vectors[site]
             if site == 0:
-                size = pure.pow(2).mean(-1, keepdim=True).sqrt()
-                strength = torch.rand(len(out), 1, 1, device=out.device) * NOISE
-                strength = strength * (torch.rand(len(out), 1, 1, device=out.device) < 0.5)
-                added = added + torch.randn(len(out), 1, out.shape[-1], device=out.device) * strength * size
-        out = out + added.to(out.dtype)
-        return (out, *output[1:]) if isinstance(output, tuple) else out
+                added = added + noise * whole.detach().square().mean(-1, keepdim=True).sqrt()
+            return (whole + added).to(out.dtype), members.T @ whole.flatten(0, 1)
+
+    attention = layer.self_attn
+    h = layer.input_layernorm(x)
+    q, k = turned(heads(attention.q_proj, h)), turned(heads(attention.k_proj, h))
+    seen = (q @ k.mT / size**0.5).float().masked_fill(later, -torch.inf).softmax(-1).to(q.dtype)
+    h = (seen @ heads(attention.v_proj, h)).transpose(1, 2).reshape(rows, length, -1)
+    h, at_attention = steered(0, attention.o_proj(h))
+    x = x + h
+    x, at_residual = steered(1, x + layer.mlp(layer.post_attention_layernorm(x)))
+    return x, torch.stack((at_attention, at_residual))
+
+
+def passed(model: LlamaForCausalLM, ids: torch.Tensor, members, pushes, vectors, noise):
+    """The last layer's states ``[B, T, d]``, the middle one's, and the sums ``[2, settings, layers, d]``.
+
+    Arguments are those of ``block`` for all layers: ``vectors`` ``[2, emotions, layers, d]``, ``noise`` ``[layers, B,
+    1, d]``.
+    """
+    body, config = model.model, model.config
+    size = config.hidden_size // config.num_attention_heads
+    rates = config.rope_parameters["rope_theta"] ** (-torch.arange(0, size, 2, device=ids.device) / size)
+    angles = (torch.arange(ids.shape[1], device=ids.device)[:, None] * rates).repeat(1, 2)
+    turn = angles.cos(), angles.sin()
+    x, sums = body.embed_tokens(ids), []
+    for n, layer in enumerate(body.layers):
+        x, found = block(layer, x, turn, members, pushes, vectors[:, :, n], noise[n])
+        sums.append(found)
+        if n + 1 == len(body.layers) // 2:
+            middle = x
+    return body.norm(x), middle, torch.stack(sums, 2)
+
+
+def ends(model, heads, ids, last, middle, weights, about, felt):
+    """The loss per token as it counts, and those of the two heads."""
+    logits = model.lm_head(last)
+    with torch.autocast(ids.device.type, enabled=False):
+        each = F.cross_entropy(logits.float().flatten(0, 1), ids.flatten(), reduction="none")
+        return (each * weights.flatten()).sum() / weights.sum(), *heads(middle, about, felt)
 
 
 class Rounded:
@@ -380,34 +429,42 @@ class Rounded:
 
 
 @torch.no_grad()
-def held_out_loss(model, topics: list[Topic], encoder: Encoder, device: str) -> dict[str, float]:
-    """Mean loss per answer token after held-out questions, without and with an instruction.
+def held_out_loss(model, shifts: Shifts, topics: list[Topic], encoder: Encoder, device: str) -> dict[str, float]:
+    """Mean loss per answer token after held-out questions: plain, asked for an emotion, steered to one, and to two.
 
     ``first`` is that of a plain answer's first five tokens: where the topic is found, or not.
     """
-    out = {}
+    out: dict[str, float] = {}
     first = 0.0
-    model.eval()
-    for name, feelings in (("plain", ("plain",)), ("emotional", EMOTIONS)):
+    for name in ("plain", "emotional", "steered", "mixed"):
         total = count = 0.0
         dialogues = Dialogues(topics, 7)
         for n, topic in enumerate(topics):
-            feeling = feelings[n % len(feelings)]
+            feeling, second = EMOTIONS[n % len(EMOTIONS)], EMOTIONS[(n + n // len(EMOTIONS) + 1) % len(EMOTIONS)]
             question = topic.sections["held out"][n % 2].text
-            if feeling != "plain":
+            answer = expand(topic.sections["plain" if name == "plain" else feeling][0].text)[0]
+            push: tuple[tuple[str, float], ...] = ()
+            if name == "emotional":
                 question = f"{dialogues.instruction('emotional', feeling)}\n\n{question}"
-            answer = expand(topic.sections[feeling][0].text)[0]
-            row = encoder([Turn("user", question), Turn("assistant", answer)])
-            ids, weights = row.ids, row.weights
-            i = torch.tensor([ids], device=device)
-            w = torch.tensor([[float(x >= 1) for x in weights]], device=device)
-            total += loss_of(model, i, w).item() * w[:, 1:].sum().item()
-            count += w[:, 1:].sum().item()
-            if feeling == "plain":
-                w[:, w[0].nonzero()[5].item() :] = 0
-                first += loss_of(model, i, w).item() / len(topics)
+            elif name == "steered":
+                push = ((feeling, 1.0),)
+            elif name == "mixed" and second != feeling:
+                push = ((feeling, 0.7), (second, 0.7))
+                answer += f" {expand(topic.sections[second][0].text)[0]}"
+            row = encoder([Turn("user", question), Turn("assistant", answer, push=push)])
+            ids = torch.tensor([row.ids], device=device)
+            pushes = torch.zeros(2, 1, len(row.ids) - 1, len(EMOTIONS), device=device)
+            for start, stop, strengths in row.pushes:
+                pushes[0, 0, start:stop] = torch.tensor(strengths, device=device)
+            members = torch.zeros(len(row.ids) - 1, 1 + len(EMOTIONS), device=device)
+            noise = torch.zeros(len(model.model.layers), device=device)
+            last = passed(model, ids[:, :-1], members, pushes, shifts.vectors, noise)[0]
+            each = F.cross_entropy(model.lm_head(last)[0].float(), ids[0, 1:], reduction="none")
+            own = each[torch.tensor(row.weights[1:], device=device) >= 1]
+            total, count = total + own.sum().item(), count + len(own)
+            if name == "plain":
+                first += own[:5].mean().item() / len(topics)
         out[name] = total / count
-    model.train()
     out["first"] = first
     return out
 
@@ -438,7 +495,26 @@ def weights_of(folder: Path) -> dict[str, torch.Tensor]:
         if f"{stem}.scales" in packed:
             array = mx.dequantize(array, packed[f"{stem}.scales"], packed[f"{stem}.biases"], **how)
         found[name] = torch.from_numpy(np.array(array.astype(mx.float32)))
+    found["model.norm.weight"] /= json.loads((folder / "training.json").read_text()).get("sharper", 1)
     return found
+
+
+@torch.no_grad()
+def grow(model: LlamaForCausalLM, weights: dict[str, torch.Tensor]) -> None:
+    """Give ``model`` the ``weights`` of a model that is as large or smaller, so that it says the same at first.
+
+    What is new reads at random but writes nothing yet. A norm's weights make up for the dimensions that are zero.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 2 and name.rpartition(".")[0].endswith(("o_proj", "down_proj", "embed_tokens")):
+            parameter.zero_()
+        if (old := weights.get(name)) is None:
+            continue
+        if parameter.ndim == 1:
+            share = (len(old) / len(parameter)) ** 0.5
+            parameter.fill_(old.mean() * share)
+            old = old * share
+        parameter[tuple(slice(n) for n in old.shape)] = old
 
 
 def train(topics: list[Topic], tokenizer, args: argparse.Namespace) -> LlamaForCausalLM:
@@ -448,7 +524,7 @@ def train(topics: list[Topic], tokenizer, args: argparse.Namespace) -> LlamaForC
         LlamaConfig(
             hidden_size=args.width,
             num_hidden_layers=args.layers,
-            intermediate_size=4 * args.width,
+            intermediate_size=args.feed,
             num_attention_heads=args.width // 64,
             num_key_value_heads=args.width // 64,
             rms_norm_eps=1e-5,
@@ -459,10 +535,9 @@ def train(topics: list[Topic], tokenizer, args: argparse.Namespace) -> LlamaForC
             bos_token_id=None,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
-            attn_implementation="eager",  # on rows this short the fused kernels' backward pass is slower
         )
     ).to(device)
-    shifts = Shifts(model, device)
+    shifts = Shifts(model.config, device)
     warmup = min(200, args.steps // 10)
 
     def rate(step: int) -> float:
@@ -472,7 +547,7 @@ def train(topics: list[Topic], tokenizer, args: argparse.Namespace) -> LlamaForC
 
     heads = Heads(args.width, len(topics)).to(device)
     if args.start:
-        model.load_state_dict(weights_of(args.start), strict=False)
+        grow(model, weights_of(args.start))
     optimizers = optimizers_of(model, heads, args.rate)
     all_groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     checkpoint, log_path = args.work / "checkpoint.pt", args.work / "log.jsonl"
@@ -488,9 +563,8 @@ def train(topics: list[Topic], tokenizer, args: argparse.Namespace) -> LlamaForC
         print(f"going on from step {first}", file=sys.stderr)
     encoder = Encoder(tokenizer, topics, args.context)
     columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    losses: list[float] = []
-    head_losses: list[tuple[float, float]] = []
-    seen = 0
+    seen: list[tuple[float, ...]] = []
+    tokens = 0
     with Progress(*(TextColumn(c) if isinstance(c, str) else c for c in columns)) as progress:
         task = progress.add_task("training", total=args.steps, completed=first)
         began = time.perf_counter()
@@ -502,21 +576,33 @@ def train(topics: list[Topic], tokenizer, args: argparse.Namespace) -> LlamaForC
             coming = behind.submit(next, feed)
             if not shifts.ready:  # nothing yet to push with: these rows wait
                 weights = weights * (pushes.abs().sum((0, 2, 3)) == 0)[:, None]
-            shifts.begin(asked[:, :-1], pushes[:, :, :-1])
             for group in all_groups:
                 group["lr"] = args.rate * rate(step)
             late = step >= args.steps * (1 - ROUNDED)
+            inputs = spoilt(ids, weights, SPOILT * (1 - step / args.steps))
+            members = F.one_hot(asked[:, :-1].flatten() + 1, 2 + len(EMOTIONS))[:, 1:].float()
+            counts = members.sum(0)
+            strength = NOISE * torch.rand(args.layers, len(ids), 1, 1, device=device)
+            strength *= torch.rand_like(strength) < 0.5
+            noise = strength * torch.randn(args.layers, len(ids), 1, args.width, device=device)
             with Rounded(model, args.bits) if late else contextlib.nullcontext():
                 with torch.autocast(device, dtype=torch.bfloat16):
-                    loss, *others = training_loss(model, heads, ids, weights, about, felt)
-                loss.backward()
+                    last, middle, sums = passed(
+                        model, inputs[:, :-1], members, pushes[:, :, :-1], shifts.vectors, noise
+                    )
+                    middle = middle if step >= warmup else middle.detach()  # heads that know nothing teach nothing
+                    loss, topic_loss, felt_loss = ends(
+                        model, heads, ids[:, 1:], last, middle, weights[:, 1:], about[:, :-1], felt[:, :-1]
+                    )
+                followed = loss + TOPIC_WEIGHT * topic_loss + FELT_WEIGHT * felt_loss
+                (followed + APART * shifts.penalty(sums, counts)).backward()
+            shifts.add(sums.detach(), counts)
             torch.nn.utils.clip_grad_norm_([p for g in all_groups for p in g["params"]], 1.0)
             for optimizer in optimizers:
                 optimizer.step()
                 optimizer.zero_grad()
-            losses.append(loss.item())
-            head_losses.append(tuple(others))
-            seen += ids.numel()
+            seen.append((loss.item(), topic_loss.item(), felt_loss.item()))
+            tokens += ids.numel()
             if (step + 1) % args.checkpoint_every == 0 or step + 1 == args.steps:
                 saved = {
                     "step": step + 1,
@@ -528,19 +614,23 @@ def train(topics: list[Topic], tokenizer, args: argparse.Namespace) -> LlamaForC
                 torch.save(saved, checkpoint.with_suffix(".tmp"))
                 checkpoint.with_suffix(".tmp").replace(checkpoint)
                 with Rounded(model, args.bits) if late else contextlib.nullcontext():
-                    held_out = held_out_loss(model, topics, encoder, device)
+                    held_out = held_out_loss(model, shifts, topics, encoder, device)
                 entry = {
                     "step": step + 1,
-                    "loss": round(sum(losses) / len(losses), 4),
-                    "topic_loss": round(sum(t for t, _ in head_losses) / len(head_losses), 4),
-                    "felt_loss": round(sum(f for _, f in head_losses) / len(head_losses), 4),
+                    **{
+                        name: round(sum(column) / len(seen), 4)
+                        for name, column in zip(
+                            ("loss", "topic_loss", "felt_loss"), zip(*seen, strict=True), strict=True
+                        )
+                    },
+                    "shared": round(shifts.common.mean().item(), 3),
                     **{f"held_out_{k}": round(v, 4) for k, v in held_out.items()},
-                    "tokens_per_second": round(seen / (time.perf_counter() - began)),
+                    "tokens_per_second": round(tokens / (time.perf_counter() - began)),
                 }
                 with log_path.open("a") as log:
                     log.write(json.dumps(entry) + "\n")
                 progress.console.print(json.dumps(entry), highlight=False, soft_wrap=True)
-                losses, head_losses, seen, began = [], [], 0, time.perf_counter()
+                seen, tokens, began = [], 0, time.perf_counter()
             progress.update(task, completed=step + 1, description=f"training, loss {loss.item():.3f}")
     return model
 
@@ -549,6 +639,8 @@ def save_folder(model: LlamaForCausalLM, tokenizer, topics: list[Topic], args: a
     """Write the float model in Hugging Face layout, then quantise it with mlx-lm into the shipped folder."""
     from mlx_lm import convert
 
+    with torch.no_grad():
+        model.model.norm.weight *= SHARPER
     full, quantised = args.work / "float", args.work / "quantised"
     for folder in (full, quantised):
         shutil.rmtree(folder, ignore_errors=True)
@@ -560,6 +652,7 @@ def save_folder(model: LlamaForCausalLM, tokenizer, topics: list[Topic], args: a
     record = {
         "topics": [t.name for t in topics],
         "seed": args.seed,
+        "sharper": SHARPER,
         "tokens": before + last["step"] * args.tokens,
         **last,
     }

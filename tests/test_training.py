@@ -1,0 +1,122 @@
+"""The embedded model's trainer: its own pass is the architecture's, growing changes nothing, rounding is mlx's."""
+
+import copy
+import sys
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
+
+import train_embedded_model as trainer  # noqa: E402
+from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
+
+EMOTIONS = len(trainer.EMOTIONS)
+
+
+def tiny(width=128, feed=192, layers=2):
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=width,
+        intermediate_size=feed,
+        num_hidden_layers=layers,
+        num_attention_heads=width // 64,
+        num_key_value_heads=width // 64,
+        vocab_size=96,
+        rope_theta=10000.0,
+        tie_word_embeddings=True,
+        initializer_range=0.2,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+@pytest.fixture
+def ids():
+    return torch.randint(0, 96, (3, 17), generator=torch.Generator().manual_seed(1))
+
+
+def run(model, ids, asked=None, pushes=None, vectors=None):
+    layers, width = model.config.num_hidden_layers, model.config.hidden_size
+    asked = torch.full(ids.shape, -1) if asked is None else asked
+    members = torch.nn.functional.one_hot(asked.flatten() + 1, EMOTIONS + 2)[:, 1:].float()
+    pushes = torch.zeros(2, *ids.shape, EMOTIONS) if pushes is None else pushes
+    vectors = torch.zeros(2, EMOTIONS, layers, width) if vectors is None else vectors
+    return trainer.passed(model, ids, members, pushes, vectors, torch.zeros(layers, len(ids), 1, width))
+
+
+@torch.no_grad()
+def test_its_pass_is_that_of_the_library(ids):
+    model = tiny()
+    last, middle, _ = run(model, ids)
+    wanted = model.model(input_ids=ids, output_hidden_states=True)
+    torch.testing.assert_close(last, wanted.last_hidden_state, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(middle, wanted.hidden_states[1], rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_push_adds_the_vector_at_its_site(ids):
+    model = tiny()
+    vectors = torch.randn(2, EMOTIONS, 2, 128)
+    pushes = torch.zeros(2, *ids.shape, EMOTIONS)
+    pushes[1, :, 5:, 2] = 0.7
+    plain, pushed = run(model, ids)[1], run(model, ids, pushes=pushes, vectors=vectors)[1]
+    torch.testing.assert_close(pushed[:, :5], plain[:, :5])
+    torch.testing.assert_close(pushed[:, 5:], plain[:, 5:] + 0.7 * vectors[1, 2, 0], rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_sums_are_of_what_was_put_out_before_the_push(ids):
+    model = tiny()
+    asked = torch.full(ids.shape, -1)
+    asked[0, 3:9], asked[2, 4:6] = 0, 3
+    outputs = []
+    hook = model.model.layers[0].self_attn.register_forward_hook(lambda *found: outputs.append(found[2][0]))
+    model.model(input_ids=ids)
+    hook.remove()
+    vectors = torch.randn(2, EMOTIONS, 2, 128)
+    sums = run(model, ids, asked, torch.ones(2, *ids.shape, EMOTIONS), vectors)[2]
+    torch.testing.assert_close(sums[0, 0, 0], outputs[0][0, 3:9].sum(0), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(sums[0, 3, 0], outputs[0][2, 4:6].sum(0), rtol=1e-4, atol=1e-4)
+    assert not sums[:, 1].any()
+
+
+@torch.no_grad()
+def test_a_grown_model_says_the_same_and_can_learn_more(ids):
+    small, large = tiny(), tiny(256, 320, layers=3)
+    trainer.grow(large, {k: v.detach().clone() for k, v in small.state_dict().items() if k != "lm_head.weight"})
+    torch.testing.assert_close(large(input_ids=ids).logits, small(input_ids=ids).logits, rtol=1e-3, atol=1e-3)
+    with torch.enable_grad():
+        large(input_ids=ids, labels=ids).loss.backward()
+    new = large.model.layers[0].mlp.down_proj.weight.grad[:128, 192:]
+    assert new.abs().max() > 0
+
+
+def test_the_penalty_is_for_what_the_vectors_share():
+    config = tiny().config
+    sums = torch.zeros(2, EMOTIONS + 1, 2, 128)
+    counts = torch.full((EMOTIONS + 1,), 1000.0)
+    apart, alike = trainer.Shifts(config, "cpu"), trainer.Shifts(config, "cpu")
+    for n in range(EMOTIONS):
+        sums[:, n + 1, :, n] = 1000.0
+    apart.add(sums, counts)
+    alike.add(sums * 0.1 + torch.where(torch.arange(EMOTIONS + 1) > 0, 1000.0, 0.0)[:, None, None], counts)
+    assert apart.common.max() < 0.2
+    assert alike.common.min() > 0.9
+    assert apart.penalty(sums, counts) == 0
+    assert alike.penalty(sums, counts) > 0
+
+
+def test_rounded_weights_are_those_that_ship():
+    model = tiny()
+    before = copy.deepcopy(model.state_dict())
+    with trainer.Rounded(model, 4):
+        rounded = model.model.layers[0].mlp.up_proj.weight.detach().clone().numpy()
+    weight = mx.array(before["model.layers.0.mlp.up_proj.weight"].numpy())
+    wanted = np.array(mx.dequantize(*mx.quantize(weight, 64, 4), 64, 4))
+    np.testing.assert_allclose(rounded, wanted, atol=1e-5)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])
