@@ -49,9 +49,9 @@ class Fluency:
     distinct: float
     empty: int = 0
 
-    def within(self, reference: Fluency) -> bool:
+    def within(self, reference: Fluency, margin: float = MARGIN) -> bool:
         spoken = self.empty <= reference.empty
-        return spoken and self.nll <= reference.nll + MARGIN and self.distinct >= DISTINCT * reference.distinct
+        return spoken and self.nll <= reference.nll + margin and self.distinct >= DISTINCT * reference.distinct
 
 
 def edge(fluent: Callable[[float], bool]) -> float:
@@ -78,10 +78,17 @@ def edge(fluent: Callable[[float], bool]) -> float:
 
 
 class Calibration:
-    """Finds the scales of one pack. Runs on the thread that owns MLX."""
+    """Finds the scales of one pack, fluent to within ``margin`` nats a token. Runs on the thread that owns MLX."""
 
-    def __init__(self, voice: Voice, pack: EmotionVectors, seed: int, stopped: Callable[[], bool] = lambda: False):
-        self.voice, self.pack, self.seed, self.stopped = voice, pack, seed, stopped
+    def __init__(
+        self,
+        voice: Voice,
+        pack: EmotionVectors,
+        seed: int,
+        stopped: Callable[[], bool] = lambda: False,
+        margin: float = MARGIN,
+    ) -> None:
+        self.voice, self.pack, self.seed, self.stopped, self.margin = voice, pack, seed, stopped, margin
         found, _ = query_sets.shipped()
         emotions = list(found)
         # A few questions of every emotion, so that the dose is not fitted to the mood of the question.
@@ -173,7 +180,7 @@ class Calibration:
 
         def fluent(scale: float) -> bool:
             replies = self.generate(self.plain, np.float32(scale) * vector)
-            return self.fluency(replies, [self.plain, emotional]).within(reference)
+            return self.fluency(replies, [self.plain, emotional]).within(reference, self.margin)
 
         return edge(fluent)
 
@@ -199,7 +206,7 @@ class Calibration:
                 self.pack.info.emotions[name]["scale"] = found[key]
         self.pack.info.calibration = {
             "method": "likelihood",
-            "margin_nats": round(MARGIN, 4),
+            "margin_nats": round(self.margin, 4),
             "distinct_2": DISTINCT,
             "prompts": PROMPTS,
             "temperature": TEMPERATURE,
@@ -225,8 +232,8 @@ class Calibration:
     def _key(self, name: str) -> str:
         """What the scale of ``name`` depends on, as a hash."""
         digest = hashlib.sha256(np.ascontiguousarray(self.pack[name], np.float32).tobytes())
-        settings = (self.asked(name), self.plain, self.seed, self.voice.taps.layers, MARGIN, DISTINCT, STEPS, SMALLEST)
-        digest.update(repr(settings).encode())
+        prompts, bounds = (self.asked(name), self.plain), (self.margin, DISTINCT, STEPS, SMALLEST)
+        digest.update(repr((*prompts, self.seed, self.voice.taps.layers, *bounds)).encode())
         return digest.hexdigest()[:32]
 
 

@@ -345,17 +345,38 @@ class Dialogues:
         """What the person says: a question, anything else that stands in the topic, or a frame filled anew.
 
         With the written questions alone the model learns whole wordings. Lines of the answers, often in
-        another mood than the reply, and the topic's words in other topics' sentences make the words count.
+        another mood than the reply, scraps of several lines, and the topic's words in other topics' sentences
+        make the words count.
         """
         r = self.random
         way = r.random()
-        if topic.general or way < 0.4:
+        if topic.general or way < 0.35:
             section = "questions"
-        elif way < 0.52:
+        elif way < 0.45:
             section = r.choice([s for s in ("plain", "plain", *EMOTIONS) if s != feeling])
+        elif way < 0.7:
+            return self._careless(self._scraps(topic), whole=True)
         else:
             return self._careless(self._filled(topic), whole=True)
         return self._careless(r.choice(expand(r.choice(topic.sections[section]).text)))
+
+    def _scraps(self, topic: Topic) -> str:
+        """Some of the words of two or three of the topic's lines, in their order.
+
+        Who is to tell a topic from these must weigh all words, as in a sentence never seen, and not know one by heart.
+        """
+        r = self.random
+        lines = [ln for section, ln in topic.written if section != "held out"]
+        asked = topic.sections["questions"]
+        pieces = [
+            piece
+            for line in (r.choice(asked), *r.sample(lines, r.choice((1, 2))))
+            for piece in r.choice(expand(line.text)).split()
+            if r.random() < (0.7 if self._own[topic.name].keys() & _forms(piece) else 0.35)
+        ][:24]
+        if r.random() < 0.3 or not pieces:
+            pieces.insert(r.randrange(len(pieces) + 1), r.choice(topic.words))
+        return " ".join(pieces)
 
     def _filled(self, topic: Topic, thing: str = "") -> str:
         """A question of any topic with this one's words in the gaps, first of them ``thing`` if there is one."""

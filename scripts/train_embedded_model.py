@@ -52,8 +52,10 @@ NOISE = 0.2  # most noise on an attention output, of its size
 TOPIC_WEIGHT = 0.3
 FELT_WEIGHT = 0.2
 SHARPER = 1.5  # times the final norm's weights when it ships: temperature 0.7 then chooses as 0.47 would
+MARGIN = "0.25"  # nats a token, in calibration: this model's topics are kept better at a gentler dose
 ROUNDED = 0.1  # last share of the steps, taken with the weights rounded as they will be
-SPOILT = 0.25  # most of a reply's words replaced
+SPOILT = 0.25  # most of a reply's words replaced, at first; none at last
+ODD = 0.2  # most of the other messages' words replaced
 RESIDUAL, RESIDUAL_STRENGTH = 0.35, 0.4  # share of pushes at layer outputs; there each layer's adds to those before
 COMMON, APART = 0.3, 0.05  # most that the emotions' vectors may share of their squared length; weight of keeping to it
 MEMORY = 0.995  # per step, of the running means
@@ -75,7 +77,7 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--vocabulary", type=int, default=3072)
     p.add_argument("--rate", type=float, default=2e-3, help="peak learning rate")
     p.add_argument("--dtype", default="float32", choices=("float16", "bfloat16", "float32"))
-    p.add_argument("--bits", type=int, default=4)
+    p.add_argument("--bits", type=int, default=6)
     p.add_argument("--seed", type=int, default=1)
     p.add_argument("--checkpoint-every", type=int, default=100, metavar="STEPS")
     p.add_argument("--start", type=Path, metavar="FOLDER", help="begin with the weights and tokens of this model")
@@ -239,16 +241,19 @@ def batches(topics: list[Topic], encoder: Encoder, args: argparse.Namespace, ste
 
 
 def spoilt(ids: torch.Tensor, weights: torch.Tensor, most: float) -> torch.Tensor:
-    """``ids`` with words of other replies in place of up to ``most`` of half of the replies', as inputs only.
+    """``ids`` with words of other messages in place of some of half of the rows', as inputs only.
 
-    A reply known by heart can be gone on with from its last few words alone, whatever the question was: then one
-    odd word in sampling leads into another topic's answer. With words that can't be trusted, the question counts.
+    A message must be understood although some of its words, up to ``ODD``, mean nothing. A reply known by heart can be
+    gone on with from its last few words alone, whatever the question was: then one odd word in sampling leads into
+    another topic's answer. With words that can't be trusted, up to ``most`` of a reply's, the question counts.
     """
-    own = weights >= 1
-    rate = torch.rand(len(ids), 1, device=ids.device) * most * (torch.rand(len(ids), 1, device=ids.device) < 0.5)
-    words = ids[own]
-    other = words[torch.randint(len(words), ids.shape, device=ids.device)]
-    return torch.where(own & (torch.rand(ids.shape, device=ids.device) < rate), other, ids)
+    some = torch.rand(len(ids), 1, device=ids.device) < 0.5
+    for kind, share in ((weights >= 1, most), ((weights > 0) & (weights < 1), ODD)):
+        rate = torch.rand(len(ids), 1, device=ids.device) * share * some
+        words = ids[kind]
+        other = words[torch.randint(len(words), ids.shape, device=ids.device)]
+        ids = torch.where(kind & (torch.rand(ids.shape, device=ids.device) < rate), other, ids)
+    return ids
 
 
 class Heads(torch.nn.Module):
@@ -266,7 +271,11 @@ class Heads(torch.nn.Module):
     def forward(self, middle, about, felt):
         """The two losses, of ``middle`` ``[B, T, d]``."""
         middle = F.rms_norm(middle.float(), (middle.shape[-1],))
-        topic_loss = F.cross_entropy(self.topic(middle).flatten(0, 1), about.flatten(), ignore_index=-1)
+        topics = F.cross_entropy(self.topic(middle).mT, about, ignore_index=-1, reduction="none")
+        # Where a reply is yet to begin only the question tells; after that its own words do, and it must not be lost.
+        told = about >= 0
+        first = told & F.pad(about[:, :-1] < 0, (1, 0), value=True)
+        topic_loss = sum((topics * at).sum() / at.sum().clamp(min=1) for at in (first, told)) / 2
         known = (felt >= 0).float()
         each = F.binary_cross_entropy_with_logits(self.felt(middle), felt.clamp(min=0), reduction="none")
         return topic_loss, (each * known).sum() / known.sum().clamp(min=1)
@@ -686,6 +695,8 @@ def card(model: LlamaForCausalLM, topics: list[Topic], record: dict, args: argpa
             readings=f"{sum(len(expand(text)) for _, text in sections):,}",
             millions=round(record["tokens"] / 1e6),
             seed=record["seed"],
+            sharper=SHARPER,
+            cooler=f"{0.7 / SHARPER:.2f}",
             plain=f"{record['held_out_plain']:.2f}",
             emotional=f"{record['held_out_emotional']:.2f}",
         )
@@ -697,8 +708,12 @@ def make_packs(args: argparse.Namespace) -> None:
     PACKS.mkdir(parents=True, exist_ok=True)
     for site in ("attention", "residual"):
         pack = PACKS / f"embedded-{site}.safetensors"
-        made = ["extract", "--model", str(args.output), "--site", site, "--batch-size", "32", "--max-tokens", "60"]
-        subprocess.run([sys.executable, "-m", "mlx_emotion", *made, "--output", str(pack)], check=True)
+        which = ["--model", str(args.output), "--site", site]
+        for command in (
+            ["extract", *which, "--batch-size", "32", "--max-tokens", "60", "--no-calibrate", "--output", str(pack)],
+            ["calibrate", str(pack), *which, "--seed", "1", "--margin", MARGIN],
+        ):
+            subprocess.run([sys.executable, "-m", "mlx_emotion", *command], check=True)
     report = ROOT / "docs" / "results" / "embedded.json"
     measure = [str(Path(__file__).parent / "evaluate_embedded_model.py"), "--json", str(report)]
     subprocess.run([sys.executable, *measure], check=True, stdout=subprocess.DEVNULL)

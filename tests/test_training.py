@@ -1,8 +1,10 @@
 """The embedded model's trainer: its own pass is the architecture's, growing changes nothing, rounding is mlx's."""
 
 import copy
+import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import mlx.core as mx
 import numpy as np
@@ -10,7 +12,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
-sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
+SCRIPT = Path(__file__).parent.parent / "scripts" / "train_embedded_model.py"
+sys.path.insert(0, str(SCRIPT.parent))
 
 import train_embedded_model as trainer  # noqa: E402
 from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
@@ -120,3 +123,46 @@ def test_rounded_weights_are_those_that_ship():
     np.testing.assert_allclose(rounded, wanted, atol=1e-5)
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name])
+
+
+@pytest.fixture
+def build(tmp_path, monkeypatch):
+    """The one command, on two topics and with a model that is trained in a moment."""
+    sizes = "--topics cat dog --width 64 --layers 2 --feed 64 --vocabulary 400 --tokens 256 --checkpoint-every 2"
+    places = ["--work", str(tmp_path / "work"), "--output", str(tmp_path / "model")]
+
+    def run(*more):
+        monkeypatch.setattr(sys, "argv", ["train", *sizes.split(), *places, "--no-packs", *more])
+        trainer.main()
+
+    return run
+
+
+def test_one_command_builds_a_model_and_goes_on_where_it_was(build, tmp_path, capsys):
+    build("--steps", "2")
+    build("--steps", "4")
+    assert "going on from step 2" in capsys.readouterr().err
+    log = [json.loads(line) for line in (tmp_path / "work" / "log.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in log] == [2, 4]
+    record = json.loads((tmp_path / "model" / "training.json").read_text())
+    assert record["topics"] == ["cat", "dog"]
+    weights = trainer.weights_of(tmp_path / "model")
+    assert torch.allclose(weights["model.norm.weight"], torch.ones(64), atol=0.1)
+    assert "2 topic files" in (tmp_path / "model" / "README.md").read_text()
+
+
+def test_a_topic_that_is_not_there_is_named(build):
+    with pytest.raises(SystemExit, match="no topic unicorn in the corpus"):
+        build("--topics", "cat", "unicorn")
+
+
+@pytest.mark.parametrize("lacking", ["disk", "memory"])
+def test_a_machine_that_is_too_small_is_told_first(tmp_path, monkeypatch, lacking):
+    if lacking == "disk":
+        monkeypatch.setattr(trainer.shutil, "disk_usage", lambda _: SimpleNamespace(free=1 << 20))
+    else:
+        monkeypatch.setattr(trainer.sys, "platform", "linux")
+        monkeypatch.setattr(trainer.os, "sysconf", lambda _: 1 << 12)
+    monkeypatch.setattr(sys, "argv", ["train", "--work", str(tmp_path)])
+    with pytest.raises(SystemExit, match=f"MiB of {lacking} free"):
+        trainer.main()

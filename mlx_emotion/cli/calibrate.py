@@ -18,6 +18,14 @@ if TYPE_CHECKING:
 @click.argument("pack", required=False)
 @MODEL
 @click.option("--seed", type=int, default=0, show_default=True, metavar="S", help="For sampling.")
+@click.option(
+    "--margin",
+    type=click.FloatRange(0, 5, min_open=True),
+    default=0.5,
+    show_default=True,
+    metavar="NATS",
+    help="How much less likely, per token, the text may become: less is a gentler dose.",
+)
 @SITE
 @ADAPTER
 @click.option("--force", is_flag=True, help="Calibrate a pack of another model, where the shapes allow it.")
@@ -26,6 +34,7 @@ def command(
     pack: str | None,
     model: str | None,
     seed: int,
+    margin: float,
     site: str | None,
     adapter: str | None,
     force: bool,
@@ -55,7 +64,7 @@ def command(
     with stop_on_interrupt() as stop, progress_bar("calibrating") as update:
 
         def work(voice: Voice) -> None:
-            calibration = Calibration(voice, vectors, seed, stop.is_set)
+            calibration = Calibration(voice, vectors, seed, stop.is_set, margin)
             calibration.run(update)
             vectors.save(path)
             calibration.forget()
