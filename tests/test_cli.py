@@ -121,6 +121,7 @@ WRONG = [
     (["extract", "--queries", "/nowhere.json"], 1, "No such file"),
     (["vectors", "show", "nothing"], 1, "no such pack"),
     (["calibrate", "nothing"], 1, "no such pack"),
+    (["calibrate", "--margin", "0"], 2, "0.0 is not in the range"),
 ]
 
 
@@ -290,6 +291,9 @@ def test_extract_calibrate_list_show_check(tiny_model_path, tmp_path, capsys, mo
     assert pack.info.base_scale is not None
     assert main(["extract", *model, "--queries", str(queries), "--emotions", "fear"]) == 2
     assert "also has joy, which would be lost" in capsys.readouterr().err
+    assert main(["calibrate", path, *model, "--margin", "0.1"]) == 0
+    assert EmotionVectors.load(path).info.calibration["margin_nats"] == 0.1
+    capsys.readouterr()
     assert main(["vectors", "list"]) == 0
     assert "tiny-attention" in capsys.readouterr().out
     assert main(["vectors", "show", "tiny-attention"]) == 0

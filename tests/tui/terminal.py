@@ -117,18 +117,20 @@ class Terminal:
 
 
 def endless(folder: Path) -> list[str]:
-    """Options for the embedded model, copied to ``folder`` with another end mark: it says as much as is asked for."""
+    """Options for the embedded model, copied to ``folder`` without its end mark: it says as much as is asked for."""
+    import mlx.core as mx
+
     from mlx_emotion.models import embedded_path
     from mlx_emotion.vectors import shipped_packs
 
     if not folder.exists():
         shutil.copytree(embedded_path(), folder)
-        for name in ("config.json", "generation_config.json", "tokenizer_config.json"):
-            held = json.loads((folder / name).read_text())
-            held |= {"eos_token_id": 0} if "eos_token_id" in held else {"eos_token": "<|endoftext|>"}
-            if "max_position_embeddings" in held:  # or its context would be the end
-                held["max_position_embeddings"] = 8192
-            (folder / name).write_text(json.dumps(held))
+        config = json.loads((folder / "config.json").read_text())
+        weights = mx.load(str(folder / "model.safetensors"))
+        for name in ("scales", "biases"):  # embeddings are tied: what is zero here is never said
+            weights[f"model.embed_tokens.{name}"][config["eos_token_id"]] = 0
+        mx.save_safetensors(str(folder / "model.safetensors"), weights, {"format": "mlx"})
+        (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 8192}))
     return ["--model", str(folder), "--vectors", str(shipped_packs() / "embedded-attention.safetensors"), "--force"]
 
 
