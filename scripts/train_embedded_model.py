@@ -251,6 +251,8 @@ def spoilt(ids: torch.Tensor, weights: torch.Tensor, most: float) -> torch.Tenso
     for kind, share in ((weights >= 1, most), ((weights > 0) & (weights < 1), ODD)):
         rate = torch.rand(len(ids), 1, device=ids.device) * share * some
         words = ids[kind]
+        if not len(words):
+            continue
         other = words[torch.randint(len(words), ids.shape, device=ids.device)]
         ids = torch.where(kind & (torch.rand(ids.shape, device=ids.device) < rate), other, ids)
     return ids
@@ -403,7 +405,7 @@ def ends(model, heads, ids, last, middle, weights, about, felt):
     logits = model.lm_head(last)
     with torch.autocast(ids.device.type, enabled=False):
         each = F.cross_entropy(logits.float().flatten(0, 1), ids.flatten(), reduction="none")
-        return (each * weights.flatten()).sum() / weights.sum(), *heads(middle, about, felt)
+        return (each * weights.flatten()).sum() / weights.sum().clamp(min=1), *heads(middle, about, felt)
 
 
 class Rounded:

@@ -352,7 +352,7 @@ def test_of_the_cache_only_whole_chat_models_are_offered(tiny_model_path, tmp_pa
 def test_models_lists_the_embedded_one(capsys):
     assert main(["models", "--json"]) == 0
     (found,) = [m for m in json.loads(capsys.readouterr().out) if m["model"] == "embedded"]
-    assert found["quantization"] == "4-bit"
+    assert found["quantization"] == "6-bit"
 
 
 def test_doctor_is_content(capsys):
