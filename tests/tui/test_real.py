@@ -149,7 +149,7 @@ def test_in_a_terminal_from_start_to_end(terminal, tiny_model_path):
 def test_killed_in_the_middle_of_a_reply(terminal, talker):
     """It is there when the app is opened again, and marked."""
     app = terminal(*CHAT, *talker, "--max-tokens", "4000")
-    app.until(b"4-bit")
+    app.until(b"6-bit")
     app.write("hello\r")
     half_written(app)
     app.kill()
@@ -157,7 +157,7 @@ def test_killed_in_the_middle_of_a_reply(terminal, talker):
     assert (exchange.user, exchange.reply.state) == ("hello", "writing")
     later = terminal(*CHAT, *talker, "--resume")
     later.until(b"cut off")
-    later.until(b"4-bit")
+    later.until(b"6-bit")
     assert max(re.findall(r"[a-z]+", exchange.reply.text)[-8:], key=len) in later.painted
 
 
@@ -173,7 +173,7 @@ def test_a_fault_leaves_the_terminal_as_it_was(terminal, tiny_model_path):
 def test_ended_by_the_system_in_the_middle_of_a_reply(terminal, talker):
     """As if one had left it: the terminal is as it was, and what was said is kept."""
     app = terminal(*CHAT, *talker, "--max-tokens", "4000")
-    app.until(b"4-bit")
+    app.until(b"6-bit")
     app.write("hello\r")
     half = half_written(app)
     app.process.send_signal(signal.SIGTERM)
