@@ -451,7 +451,9 @@ def held_out_loss(model, shifts: Shifts, topics: list[Topic], encoder: Encoder, 
         total = count = 0.0
         dialogues = Dialogues(topics, 7)
         for n, topic in enumerate(topics):
-            feeling, second = EMOTIONS[n % len(EMOTIONS)], EMOTIONS[(n + n // len(EMOTIONS) + 1) % len(EMOTIONS)]
+            feeling = EMOTIONS[n % len(EMOTIONS)]
+            others = [e for e in EMOTIONS if e != feeling]
+            second = others[n // len(EMOTIONS) % len(others)]
             question = topic.sections["held out"][n % 2].text
             answer = expand(topic.sections["plain" if name == "plain" else feeling][0].text)[0]
             push: tuple[tuple[str, float], ...] = ()
@@ -459,7 +461,7 @@ def held_out_loss(model, shifts: Shifts, topics: list[Topic], encoder: Encoder, 
                 question = f"{dialogues.instruction('emotional', feeling)}\n\n{question}"
             elif name == "steered":
                 push = ((feeling, 1.0),)
-            elif name == "mixed" and second != feeling:
+            elif name == "mixed":
                 push = ((feeling, 0.7), (second, 0.7))
                 answer += f" {expand(topic.sections[second][0].text)[0]}"
             row = encoder([Turn("user", question), Turn("assistant", answer, push=push)])

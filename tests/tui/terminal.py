@@ -130,7 +130,7 @@ def endless(folder: Path) -> list[str]:
         for name in ("scales", "biases"):  # embeddings are tied: what is zero here is never said
             weights[f"model.embed_tokens.{name}"][config["eos_token_id"]] = 0
         mx.save_safetensors(str(folder / "model.safetensors"), weights, {"format": "mlx"})
-        (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 2048}))
+        (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 8192}))
     return ["--model", str(folder), "--vectors", str(shipped_packs() / "embedded-attention.safetensors"), "--force"]
 
 
