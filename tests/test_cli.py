@@ -122,6 +122,7 @@ WRONG = [
     (["vectors", "show", "nothing"], 1, "no such pack"),
     (["calibrate", "nothing"], 1, "no such pack"),
     (["calibrate", "--margin", "0"], 2, "0.0 is not in the range"),
+    (["calibrate", "--margin", "nan"], 2, "nan is not in the range"),
 ]
 
 

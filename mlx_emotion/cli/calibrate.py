@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .options import ADAPTER, MODEL, SITE, TRUST
+from .options import ADAPTER, MODEL, SITE, TRUST, Range
 from .progress import progress_bar, stop_on_interrupt
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.option("--seed", type=int, default=0, show_default=True, metavar="S", help="For sampling.")
 @click.option(
     "--margin",
-    type=click.FloatRange(0, 5, min_open=True),
+    type=Range(0, 5, min_open=True),
     default=0.5,
     show_default=True,
     metavar="NATS",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,16 @@ MODEL = click.option(
 SITE = click.option("--site", type=click.Choice(SITES), help="Where vectors are read and added.")
 ADAPTER = click.option("--adapter", metavar="FOLDER", help="A LoRA adapter to put on the model.")
 TRUST = click.option("--trust-remote-code", is_flag=True, help="Let the model's own Python files run.")
+
+
+class Range(click.FloatRange):
+    """A range that NaN is not in: click compares, and with NaN no comparison holds."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f"{number} is not in the range {self._describe_range()}.", param, ctx)
+        return number
 
 
 def think_option(default: str) -> Callable:

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from ..options import check_seed
-from .options import MODEL, TRUST
+from .options import MODEL, TRUST, Range
 from .progress import progress_bar, stop_on_interrupt
 
 
@@ -30,9 +30,7 @@ def command() -> None:
     metavar="FILE",
     help="A JSON file for `extract --queries`. One that is there already is added to.",
 )
-@click.option(
-    "--temp", type=click.FloatRange(0, 10), default=1.0, show_default=True, metavar="T", help="Sampling temperature."
-)
+@click.option("--temp", type=Range(0, 10), default=1.0, show_default=True, metavar="T", help="Sampling temperature.")
 @click.option(
     "--batch-size",
     type=click.IntRange(1),
