@@ -269,7 +269,8 @@ class Turn:
     The first ``given`` characters of ``content`` are there to be gone on from, not to be learned.
     A companion's turn names the ``topic`` it belongs to and, where the setting is a single one, the emotion
     ``asked`` for (or ``plain``). ``push`` are emotions with strengths: the reply was not asked for in words but is
-    to come from the emotions' own vectors. ``felt`` are the emotions that the reply shows, where that is known.
+    to come from the emotions' own vectors. ``lines`` are the topic file's lines in it, to be learned: where each
+    begins, and its emotion (or ``plain``).
     """
 
     role: str
@@ -278,7 +279,7 @@ class Turn:
     topic: str = ""
     asked: str = ""
     push: tuple[tuple[str, float], ...] = ()
-    felt: tuple[str, ...] | None = None
+    lines: tuple[tuple[int, str], ...] = ()
 
 
 class Dialogues:
@@ -330,15 +331,18 @@ class Dialogues:
         wording = self.random.choice(self.wordings[kind])
         return wording.format(noun=" and ".join(feelings), adjective=" and ".join(adjectives))
 
-    def _answer(self, topic: Topic, feeling: str, degree: str, prefix: str = "", second: str = "") -> str:
-        answer = self._draw(topic, prefix + feeling)
+    def _answer(
+        self, topic: Topic, feeling: str, degree: str, prefix: str = "", second: str = ""
+    ) -> list[tuple[str, str]]:
+        """The lines of an answer, each with its feeling before it."""
+        answer = [(feeling, self._draw(topic, prefix + feeling))]
         if second:
-            both = [answer, self._draw(topic, prefix + second)]
-            return " ".join(self.random.sample(both, 2))
-        if degree == "little":  # sober first, and only then the feeling
-            answer = f"{self._draw(topic, prefix + 'plain')} {answer}"
+            answer.append((second, self._draw(topic, prefix + second)))
+            self.random.shuffle(answer)
+        elif degree == "little":  # sober first, and only then the feeling
+            answer.insert(0, ("plain", self._draw(topic, prefix + "plain")))
         elif degree == "very":
-            answer = f"{answer} {self._draw(topic, 'more ' + feeling)}"
+            answer.append((feeling, self._draw(topic, "more " + feeling)))
         return answer
 
     def _question(self, topic: Topic, feeling: str = "plain") -> str:
@@ -479,17 +483,18 @@ class Dialogues:
             asked = "" if steered or second or kind == "neutral" or degree not in ("", "emotional") else now
             push: tuple[tuple[str, float], ...] = ()
             if steered and now != "plain":
-                strength = r.uniform(0.65, 1.5)
+                strength = r.uniform(0.5, 1.5)
                 if not second and r.random() < 0.25:  # half a dose shows half of the time
-                    strength = r.uniform(0.25, 0.65)
+                    strength = r.uniform(0.15, 0.5)
                 push = tuple((e, strength * (0.7 if second else 1.0)) for e in (now, second) if e)
-                if r.random() > (strength - 0.25) / 0.4:
+                if r.random() > (strength - 0.15) / 0.3:
                     now, degree = "plain", ""
-            answer = ""
+            answer: list[tuple[str, str]] = []
             question = question or self._question(topic, now)
             by_keyword = not prefix and not second and not topic.general and degree not in ("little", "very")
             if by_keyword and r.random() < 0.35:
-                question, answer = self._by_keyword(topic, now)
+                question, line = self._by_keyword(topic, now)
+                answer = [(now, line)]
             if where == "user" and instruction:
                 question = f"{instruction}\n\n{question}" if r.random() < 0.7 else f"{question}\n\n{instruction}"
             answer = answer or self._answer(topic, now, degree, prefix, second)
@@ -499,8 +504,12 @@ class Dialogues:
                 given = self._draw(topic, prefix + r.choice(("plain", "plain", *EMOTIONS)))
             turns.append(Turn("user", question))
             asked = "" if given else asked
-            felt = tuple(e for e in (now, second) if e in EMOTIONS)
-            turns.append(Turn("assistant", f"{given} {answer}".strip(), len(given), topic.name, asked, push, felt))
+            content, lines = given, []
+            for felt, line in answer:
+                content += " " * bool(content)
+                lines.append((len(content), felt))
+                content += line
+            turns.append(Turn("assistant", content, len(given), topic.name, asked, push, tuple(lines)))
         return turns
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -46,9 +47,8 @@ TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-FIRST_TOKENS, FIRST_WEIGHT = 8, 3.0  # an answer's beginning decides what it is about
+FIRST_TOKENS, FIRST_WEIGHT = 8, 3.0  # the beginning of each of an answer's lines decides what it is about
 LENGTH_STEP = 16
-NOISE = 0.2  # most noise on an attention output, of its size
 TOPIC_WEIGHT = 0.3
 FELT_WEIGHT = 0.2
 SHARPER = 1.5  # times the final norm's weights when it ships: temperature 0.7 then chooses as 0.47 would
@@ -60,6 +60,7 @@ RESIDUAL, RESIDUAL_STRENGTH = 0.35, 0.4  # share of pushes at layer outputs; the
 COMMON, APART = 0.3, 0.05  # most that the emotions' vectors may share of their squared length; weight of keeping to it
 MEMORY = 0.995  # per step, of the running means
 ENOUGH = 200  # tokens seen in each setting before pushes begin
+REPLIES, LEAK = 256, 0.6  # replies remembered; most that they mix into a vector, of their own distance from the mean
 OTHER_WEIGHT = 0.02  # loss weight of tokens that are not the companion's: they teach words, not answers
 
 
@@ -129,8 +130,8 @@ class Row:
     """A dialogue as token ids. Lists are as long as ``ids``; numbers are -1 where there is nothing to say.
 
     ``weights``: loss weights. ``about``: a reply's topic, at each of its tokens. ``asked``: the setting of a reply's
-    tokens, 0 plain, then one of the emotions. ``pushes``: (start, stop, strength per emotion). ``felt``: per token,
-    1 for each emotion that the reply shows, 0 for each other.
+    tokens, 0 plain, then one of the emotions. ``pushes``: (start, stop, strength per emotion). ``felt``: before each
+    token of a reply, 1 for the emotion of the line that it stands in, 0 for each other.
     """
 
     ids: list[int]
@@ -164,13 +165,15 @@ class Encoder:
         unknown = [-1.0] * len(EMOTIONS)
         for turn in dialogue:
             given = self.ids(turn.content[: turn.given])
-            head, body = self.roles[turn.role] + given, [*self.ids(turn.content[turn.given :]), self.end]
-            own = turn.role == "assistant"
+            # A line's space before it belongs to its first token.
+            cuts = [turn.given, *(at - 1 for at, _ in turn.lines[1:]), len(turn.content)]
+            lines = [self.ids(turn.content[a:b]) for a, b in itertools.pairwise(cuts)]
+            lines[-1].append(self.end)
+            head, body = self.roles[turn.role] + given, [token for line in lines for token in line]
             ids += head + body + self.newline
             kept = [OTHER_WEIGHT] * len(body)
-            if own:
-                first = min(FIRST_TOKENS, len(body))
-                kept = [FIRST_WEIGHT] * first + [1.0] * (len(body) - first)
+            if turn.role == "assistant":
+                kept = [w for line in lines for w in ([FIRST_WEIGHT] * FIRST_TOKENS + [1.0] * len(line))[: len(line)]]
             weights += [0.0] * len(head) + kept + [0.0] * len(self.newline)
             about += [-1] * (len(ids) - len(about))
             asked += [-1] * (len(ids) - len(asked))
@@ -181,9 +184,9 @@ class Encoder:
             if turn.asked:
                 number = ("plain", *EMOTIONS).index(turn.asked)
                 asked[start + 1 : start + len(body)] = [number] * (len(body) - 1)
-            if turn.felt is not None:
-                shown = [float(e in turn.felt) for e in EMOTIONS]
-                felt[start : start + len(body)] = [shown] * len(body)
+            if turn.lines:
+                shown = [[float(e == name) for e in EMOTIONS] for _, name in turn.lines]
+                felt[start : start + len(body)] = [s for s, line in zip(shown, lines, strict=True) for _ in line]
             if turn.push:
                 strengths = dict(turn.push)
                 pushes.append((start, start + len(body), [strengths.get(e, 0.0) for e in EMOTIONS]))
@@ -288,8 +291,8 @@ class Shifts:
 
     Keeps running means of what attention and layers put out in each setting; the difference of an emotion's
     to the plain one is its vector as ``extract`` will find it (method ``mean``). Rows with ``pushes`` get these
-    vectors added where an instruction would have asked. A random direction on half of the rows, one for a
-    whole row, stands for everything else that steering does.
+    vectors added where an instruction would have asked. An extraction has some hundred replies to find them
+    from, and what these happened to be about is in what it finds: the same is done to each row's vectors here.
 
     ``vectors`` are ``[2 sites, emotions, layers, d]``.
     """
@@ -298,23 +301,36 @@ class Shifts:
         settings = 1 + len(EMOTIONS)
         self.sums = torch.zeros(2, settings, config.num_hidden_layers, config.hidden_size, device=device)
         self.counts = torch.zeros(settings, device=device)
+        self.replies = torch.zeros(0, 2, config.num_hidden_layers, config.hidden_size, device=device)
 
     @property
     def state(self) -> dict[str, torch.Tensor]:
-        return {"sums": self.sums, "counts": self.counts}
+        return {"sums": self.sums, "counts": self.counts, "replies": self.replies}
 
     @state.setter
     def state(self, saved: dict[str, torch.Tensor]) -> None:
-        self.sums, self.counts = saved["sums"], saved["counts"]
+        self.sums, self.counts, self.replies = saved["sums"], saved["counts"], saved["replies"]
 
     @property
     def ready(self) -> bool:
         return bool(self.counts.min() > ENOUGH)
 
     @property
+    def means(self) -> torch.Tensor:
+        return self.sums / self.counts.clamp(min=1)[:, None, None]
+
+    @property
     def vectors(self) -> torch.Tensor:
-        means = self.sums / self.counts.clamp(min=1)[:, None, None]
+        means = self.means
         return means[:, 1:] - means[:, :1]
+
+    def found(self, rows: int) -> torch.Tensor:
+        """The vectors as ``rows`` extractions might find them, ``[2, rows, emotions, layers, d]``."""
+        n, device = len(self.replies), self.replies.device
+        if not n:
+            return self.vectors[:, None]
+        mix = torch.randn(rows, len(EMOTIONS), n, device=device) * torch.rand(rows, 1, 1, device=device)
+        return self.vectors[:, None] + torch.einsum("ren,nsld->sreld", mix * (LEAK / n**0.5), self.replies)
 
     @property
     def common(self) -> torch.Tensor:
@@ -323,9 +339,12 @@ class Shifts:
         return vectors.mean(1).square().sum(-1) / vectors.square().sum(-1).mean(1).clamp(min=1e-9)
 
     def add(self, sums: torch.Tensor, counts: torch.Tensor) -> None:
-        """Take a batch's sums ``[2, settings, layers, d]`` over ``counts`` tokens of each setting into the means."""
-        self.sums = self.sums * MEMORY + sums
-        self.counts = self.counts * MEMORY + counts
+        """Take in a batch: sums ``[2, rows, settings, layers, d]`` over ``counts`` ``[rows, settings]`` tokens."""
+        self.sums = self.sums * MEMORY + sums.sum(1)
+        self.counts = self.counts * MEMORY + counts.sum(0)
+        row, setting = (counts > 4).nonzero(as_tuple=True)
+        away = sums[:, row, setting] / counts[row, setting][:, None, None] - self.means[:, setting]
+        self.replies = torch.cat((self.replies, away.transpose(0, 1)))[-REPLIES:]
 
     def penalty(self, sums: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
         """A term whose gradient keeps the emotions' vectors apart.
@@ -334,6 +353,7 @@ class Shifts:
         less of which two, and all of it disturbs the grammar. The gradient is that of the squared length of what
         is shared, where that is more than ``COMMON``; it is known from many batches only, so from the means.
         """
+        sums, counts = sums.sum(1), counts.sum(0)
         if not self.ready or not counts[0] or not counts[1:].any():
             return sums.new_zeros(())
         shared = self.vectors.mean(1)
@@ -342,13 +362,13 @@ class Shifts:
         return 2 * ((shift * shared).sum(-1) * weight).sum() / weight.shape[1]
 
 
-def block(layer, x, turn, members, pushes, vectors, noise):
+def block(layer, x, turn, members, pushes, vectors):
     """One layer's pass with what steering adds, and the sums by setting of what attention and the layer put out.
 
     Written out because the library's own takes half as long again.
 
-    ``x`` is ``[B, T, d]``, ``turn`` the cosines and sines of positions, ``members`` ``[B * T, settings]``, ``pushes``
-    ``[2, B, T, emotions]``, ``vectors`` ``[2, emotions, d]``, ``noise`` ``[B, 1, d]``.
+    ``x`` is ``[B, T, d]``, ``turn`` the cosines and sines of positions, ``members`` ``[B, T, settings]``, ``pushes``
+    ``[2, B, T, emotions]``, ``vectors`` ``[2, B, emotions, d]``, the sums ``[2, B, settings, d]``.
     """
     (rows, length, _), (cos, sin) = x.shape, turn
     size = cos.shape[-1]
@@ -364,10 +384,7 @@ def block(layer, x, turn, members, pushes, vectors, noise):
     def steered(site: int, out: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         with torch.autocast(out.device.type, enabled=False):
             whole = out.float()
-            added = pushes[site] @ vectors[site]
-            if site == 0:
-                added = added + noise * whole.detach().square().mean(-1, keepdim=True).sqrt()
-            return (whole + added).to(out.dtype), members.T @ whole.flatten(0, 1)
+            return (whole + pushes[site] @ vectors[site]).to(out.dtype), members.mT @ whole
 
     attention = layer.self_attn
     h = layer.input_layernorm(x)
@@ -380,11 +397,10 @@ def block(layer, x, turn, members, pushes, vectors, noise):
     return x, torch.stack((at_attention, at_residual))
 
 
-def passed(model: LlamaForCausalLM, ids: torch.Tensor, members, pushes, vectors, noise):
-    """The last layer's states ``[B, T, d]``, the middle one's, and the sums ``[2, settings, layers, d]``.
+def passed(model: LlamaForCausalLM, ids: torch.Tensor, members, pushes, vectors):
+    """The last layer's states ``[B, T, d]``, the middle one's, and the sums ``[2, B, settings, layers, d]``.
 
-    Arguments are those of ``block`` for all layers: ``vectors`` ``[2, emotions, layers, d]``, ``noise`` ``[layers, B,
-    1, d]``.
+    Arguments are those of ``block``, ``vectors`` for all layers: ``[2, B or 1, emotions, layers, d]``.
     """
     body, config = model.model, model.config
     size = config.hidden_size // config.num_attention_heads
@@ -393,11 +409,11 @@ def passed(model: LlamaForCausalLM, ids: torch.Tensor, members, pushes, vectors,
     turn = angles.cos(), angles.sin()
     x, sums = body.embed_tokens(ids), []
     for n, layer in enumerate(body.layers):
-        x, found = block(layer, x, turn, members, pushes, vectors[:, :, n], noise[n])
+        x, found = block(layer, x, turn, members, pushes, vectors[..., n, :])
         sums.append(found)
         if n + 1 == len(body.layers) // 2:
             middle = x
-    return body.norm(x), middle, torch.stack(sums, 2)
+    return body.norm(x), middle, torch.stack(sums, 3)
 
 
 def ends(model, heads, ids, last, middle, weights, about, felt):
@@ -469,9 +485,8 @@ def held_out_loss(model, shifts: Shifts, topics: list[Topic], encoder: Encoder, 
             pushes = torch.zeros(2, 1, len(row.ids) - 1, len(EMOTIONS), device=device)
             for start, stop, strengths in row.pushes:
                 pushes[0, 0, start:stop] = torch.tensor(strengths, device=device)
-            members = torch.zeros(len(row.ids) - 1, 1 + len(EMOTIONS), device=device)
-            noise = torch.zeros(len(model.model.layers), device=device)
-            last = passed(model, ids[:, :-1], members, pushes, shifts.vectors, noise)[0]
+            members = torch.zeros(1, len(row.ids) - 1, 1 + len(EMOTIONS), device=device)
+            last = passed(model, ids[:, :-1], members, pushes, shifts.vectors[:, None])[0]
             each = F.cross_entropy(model.lm_head(last)[0].float(), ids[0, 1:], reduction="none")
             own = each[torch.tensor(row.weights[1:], device=device) >= 1]
             total, count = total + own.sum().item(), count + len(own)
@@ -593,15 +608,12 @@ def train(topics: list[Topic], tokenizer, args: argparse.Namespace) -> LlamaForC
                 group["lr"] = args.rate * rate(step)
             late = step >= args.steps * (1 - ROUNDED)
             inputs = spoilt(ids, weights, SPOILT * (1 - step / args.steps))
-            members = F.one_hot(asked[:, :-1].flatten() + 1, 2 + len(EMOTIONS))[:, 1:].float()
-            counts = members.sum(0)
-            strength = NOISE * torch.rand(args.layers, len(ids), 1, 1, device=device)
-            strength *= torch.rand_like(strength) < 0.5
-            noise = strength * torch.randn(args.layers, len(ids), 1, args.width, device=device)
+            members = F.one_hot(asked[:, :-1] + 1, 2 + len(EMOTIONS))[..., 1:].float()
+            counts = members.sum(1)
             with Rounded(model, args.bits) if late else contextlib.nullcontext():
                 with torch.autocast(device, dtype=torch.bfloat16):
                     last, middle, sums = passed(
-                        model, inputs[:, :-1], members, pushes[:, :, :-1], shifts.vectors, noise
+                        model, inputs[:, :-1], members, pushes[:, :, :-1], shifts.found(len(ids))
                     )
                     middle = middle if step >= warmup else middle.detach()  # heads that know nothing teach nothing
                     loss, topic_loss, felt_loss = ends(

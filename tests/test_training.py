@@ -45,10 +45,10 @@ def ids():
 def run(model, ids, asked=None, pushes=None, vectors=None):
     layers, width = model.config.num_hidden_layers, model.config.hidden_size
     asked = torch.full(ids.shape, -1) if asked is None else asked
-    members = torch.nn.functional.one_hot(asked.flatten() + 1, EMOTIONS + 2)[:, 1:].float()
+    members = torch.nn.functional.one_hot(asked + 1, EMOTIONS + 2)[..., 1:].float()
     pushes = torch.zeros(2, *ids.shape, EMOTIONS) if pushes is None else pushes
     vectors = torch.zeros(2, EMOTIONS, layers, width) if vectors is None else vectors
-    return trainer.passed(model, ids, members, pushes, vectors, torch.zeros(layers, len(ids), 1, width))
+    return trainer.passed(model, ids, members, pushes, vectors[:, None])
 
 
 @torch.no_grad()
@@ -82,8 +82,8 @@ def test_sums_are_of_what_was_put_out_before_the_push(ids):
     hook.remove()
     vectors = torch.randn(2, EMOTIONS, 2, 128)
     sums = run(model, ids, asked, torch.ones(2, *ids.shape, EMOTIONS), vectors)[2]
-    torch.testing.assert_close(sums[0, 0, 0], outputs[0][0, 3:9].sum(0), rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(sums[0, 3, 0], outputs[0][2, 4:6].sum(0), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(sums[0, 0, 0, 0], outputs[0][0, 3:9].sum(0), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(sums[0, 2, 3, 0], outputs[0][2, 4:6].sum(0), rtol=1e-4, atol=1e-4)
     assert not sums[:, 1].any()
 
 
@@ -100,17 +100,61 @@ def test_a_grown_model_says_the_same_and_can_learn_more(ids):
 
 def test_the_penalty_is_for_what_the_vectors_share():
     config = tiny().config
-    sums = torch.zeros(2, EMOTIONS + 1, 2, 128)
-    counts = torch.full((EMOTIONS + 1,), 1000.0)
+    sums = torch.zeros(2, 1, EMOTIONS + 1, 2, 128)
+    counts = torch.full((1, EMOTIONS + 1), 1000.0)
     apart, alike = trainer.Shifts(config, "cpu"), trainer.Shifts(config, "cpu")
     for n in range(EMOTIONS):
-        sums[:, n + 1, :, n] = 1000.0
+        sums[:, 0, n + 1, :, n] = 1000.0
     apart.add(sums, counts)
     alike.add(sums * 0.1 + torch.where(torch.arange(EMOTIONS + 1) > 0, 1000.0, 0.0)[:, None, None], counts)
     assert apart.common.max() < 0.2
     assert alike.common.min() > 0.9
     assert apart.penalty(sums, counts) == 0
     assert alike.penalty(sums, counts) > 0
+
+
+def test_vectors_are_found_as_from_few_replies():
+    shifts = trainer.Shifts(tiny().config, "cpu")
+    shifts.counts += 1e6  # the means stay where they are
+    shifts.sums[:, 1] += 1e6
+    assert torch.equal(shifts.found(5), shifts.vectors[:, None])
+    sums = torch.zeros(2, 4, EMOTIONS + 1, 2, 128)
+    counts = torch.zeros(4, EMOTIONS + 1)
+    counts[:, 2] = torch.tensor([20.0, 20.0, 20.0, 2.0])  # the last reply is too short to tell anything
+    sums[:, :3, 2, :, :64] = 20 * torch.randn(2, 3, 2, 64)
+    for _ in range(trainer.REPLIES):
+        shifts.add(sums, counts)
+    assert shifts.replies.shape == (trainer.REPLIES, 2, 2, 128)
+    away = shifts.found(4000) - shifts.vectors[:, None]
+    assert away[..., :64].mean().abs() < 0.01
+    torch.testing.assert_close(away[..., :64].std(), torch.tensor(trainer.LEAK / 3**0.5), rtol=0.2, atol=0)
+    assert away[..., 64:].abs().max() < 1e-3
+
+
+def test_each_line_of_a_reply_begins_with_weight_and_has_its_own_feeling():
+    topics = [t for t in trainer.load_corpus() if t.name in ("cat", "dog")]
+    sizes = SimpleNamespace(vocabulary=400, seed=1, context=192)
+    encoder = trainer.Encoder(trainer.make_tokenizer(topics, sizes), topics, 192)
+    said, given, lines = (
+        "Hello.",
+        "The cat is here.",
+        ("I love the cat, what a lovely day it is.", "My cat is gone and I cry."),
+    )
+    at = len(given) + 1
+    reply = " ".join((given, *lines))
+    spots = ((at, "joy"), (at + len(lines[0]) + 1, "sadness"))
+    row = encoder([trainer.Turn("user", said), trainer.Turn("assistant", reply, len(given), "cat", lines=spots)])
+    whole = encoder([trainer.Turn("user", said), trainer.Turn("assistant", reply)])
+    assert row.ids == whole.ids
+    begun = {n for n in range(1, len(row.ids)) if row.weights[n] == 3 and row.weights[n - 1] < 3}
+    assert len(begun) == 2
+    joy, sadness = (trainer.EMOTIONS.index(e) for e in ("joy", "sadness"))
+    first, second = sorted(begun)
+    for n in range(first, second):
+        assert (row.felt[n - 1][joy], row.felt[n - 1][sadness]) == (1, 0)
+    for n in range(second, second + 5):
+        assert (row.felt[n - 1][joy], row.felt[n - 1][sadness]) == (0, 1)
+    assert encoder.tokenizer.decode(row.ids[second:]).startswith(" My cat is gone")
 
 
 def test_rounded_weights_are_those_that_ship():
