@@ -49,9 +49,9 @@ class Fluency:
     distinct: float
     empty: int = 0
 
-    def within(self, reference: Fluency, margin: float = MARGIN) -> bool:
+    def within(self, reference: Fluency) -> bool:
         spoken = self.empty <= reference.empty
-        return spoken and self.nll <= reference.nll + margin and self.distinct >= DISTINCT * reference.distinct
+        return spoken and self.nll <= reference.nll + MARGIN and self.distinct >= DISTINCT * reference.distinct
 
 
 def edge(fluent: Callable[[float], bool]) -> float:
@@ -78,7 +78,10 @@ def edge(fluent: Callable[[float], bool]) -> float:
 
 
 class Calibration:
-    """Finds the scales of one pack, fluent to within ``margin`` nats a token. Runs on the thread that owns MLX."""
+    """Finds the scales of one pack: ``share`` (over 0, at most 1) of the largest that are fluent.
+
+    Runs on the thread that owns MLX.
+    """
 
     def __init__(
         self,
@@ -86,9 +89,9 @@ class Calibration:
         pack: EmotionVectors,
         seed: int,
         stopped: Callable[[], bool] = lambda: False,
-        margin: float = MARGIN,
+        share: float = 1.0,
     ) -> None:
-        self.voice, self.pack, self.seed, self.stopped, self.margin = voice, pack, seed, stopped, margin
+        self.voice, self.pack, self.seed, self.stopped, self.share = voice, pack, seed, stopped, share
         found, _ = query_sets.shipped()
         emotions = list(found)
         # A few questions of every emotion, so that the dose is not fitted to the mood of the question.
@@ -163,7 +166,7 @@ class Calibration:
         return prompts
 
     def scale(self, name: str) -> float:
-        """The scale of intensity 1.0 for one emotion, or for ``base``.
+        """The largest fluent scale for one emotion, or for ``base``.
 
         Raises ``MLXEmotionError`` where the model, asked for it, mostly says nothing.
         """
@@ -180,7 +183,7 @@ class Calibration:
 
         def fluent(scale: float) -> bool:
             replies = self.generate(self.plain, np.float32(scale) * vector)
-            return self.fluency(replies, [self.plain, emotional]).within(reference, self.margin)
+            return self.fluency(replies, [self.plain, emotional]).within(reference)
 
         return edge(fluent)
 
@@ -200,13 +203,15 @@ class Calibration:
                 with atomic_write(self.path) as temporary:
                     temporary.write_text(json.dumps(found))
         for name, key in zip(names, keys):
+            scale = float(f"{self.share * found[key]:.4g}")
             if name == BASE:
-                self.pack.info.base_scale = found[key]
+                self.pack.info.base_scale = scale
             else:
-                self.pack.info.emotions[name]["scale"] = found[key]
+                self.pack.info.emotions[name]["scale"] = scale
         self.pack.info.calibration = {
             "method": "likelihood",
-            "margin_nats": round(self.margin, 4),
+            "margin_nats": MARGIN,
+            "share": round(self.share, 4),
             "distinct_2": DISTINCT,
             "prompts": PROMPTS,
             "temperature": TEMPERATURE,
@@ -232,7 +237,7 @@ class Calibration:
     def _key(self, name: str) -> str:
         """What the scale of ``name`` depends on, as a hash."""
         digest = hashlib.sha256(np.ascontiguousarray(self.pack[name], np.float32).tobytes())
-        prompts, bounds = (self.asked(name), self.plain), (self.margin, DISTINCT, STEPS, SMALLEST)
+        prompts, bounds = (self.asked(name), self.plain), (MARGIN, DISTINCT, STEPS, SMALLEST)
         digest.update(repr((*prompts, self.seed, self.voice.taps.layers, *bounds)).encode())
         return digest.hexdigest()[:32]
 

@@ -28,7 +28,6 @@ class Scripted(Calibration):
         self.plain, self.tried = [[0]] * PROMPTS, []
         loaded = SimpleNamespace(identity=SimpleNamespace(id="it"), tokenizer=SimpleNamespace(has_thinking=True))
         self.voice = SimpleNamespace(loaded=loaded)
-        self.margin = calibration.MARGIN
 
     def asked(self, name):
         return [[1]] * PROMPTS
@@ -54,12 +53,6 @@ def test_the_edge_is_found(wanted):
         found = script.scale("fear")
         assert wanted / FINE * 0.999 <= found <= wanted * 1.001
         assert any(found == pytest.approx(tried, rel=1e-6) for tried in script.tried)
-
-
-def test_a_smaller_margin_is_a_gentler_dose():
-    script = Scripted(nll=lambda s: s)
-    script.margin = 0.2
-    assert script.scale("fear") == pytest.approx(0.2, rel=0.1)
 
 
 def test_fluent_at_every_scale():

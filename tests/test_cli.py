@@ -121,8 +121,8 @@ WRONG = [
     (["extract", "--queries", "/nowhere.json"], 1, "No such file"),
     (["vectors", "show", "nothing"], 1, "no such pack"),
     (["calibrate", "nothing"], 1, "no such pack"),
-    (["calibrate", "--margin", "0"], 2, "0.0 is not in the range"),
-    (["calibrate", "--margin", "nan"], 2, "nan is not in the range"),
+    (["calibrate", "--share", "0"], 2, "0.0 is not in the range"),
+    (["calibrate", "--share", "nan"], 2, "nan is not in the range"),
 ]
 
 
@@ -292,8 +292,12 @@ def test_extract_calibrate_list_show_check(tiny_model_path, tmp_path, capsys, mo
     assert pack.info.base_scale is not None
     assert main(["extract", *model, "--queries", str(queries), "--emotions", "fear"]) == 2
     assert "also has joy, which would be lost" in capsys.readouterr().err
-    assert main(["calibrate", path, *model, "--margin", "0.1"]) == 0
-    assert EmotionVectors.load(path).info.calibration["margin_nats"] == 0.1
+    assert main(["calibrate", path, *model, "--share", "0.5"]) == 0
+    gentler = EmotionVectors.load(path).info
+    assert gentler.calibration["share"] == 0.5
+    assert gentler.base_scale == pytest.approx(pack.info.base_scale / 2, rel=1e-3)
+    for name, emotion in gentler.emotions.items():
+        assert emotion["scale"] == pytest.approx(pack.info.emotions[name]["scale"] / 2, rel=1e-3)
     capsys.readouterr()
     assert main(["vectors", "list"]) == 0
     assert "tiny-attention" in capsys.readouterr().out

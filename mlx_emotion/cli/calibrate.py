@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 @MODEL
 @click.option("--seed", type=int, default=0, show_default=True, metavar="S", help="For sampling.")
 @click.option(
-    "--margin",
-    type=Range(0, 5, min_open=True),
-    default=0.5,
+    "--share",
+    type=Range(0, 1, min_open=True),
+    default=1.0,
     show_default=True,
-    metavar="NATS",
-    help="How much less likely, per token, the text may become: less is a gentler dose.",
+    metavar="X",
+    help="Intensity 1.0 as a share of the strongest fluent dose.",
 )
 @SITE
 @ADAPTER
@@ -34,7 +34,7 @@ def command(
     pack: str | None,
     model: str | None,
     seed: int,
-    margin: float,
+    share: float,
     site: str | None,
     adapter: str | None,
     force: bool,
@@ -64,7 +64,7 @@ def command(
     with stop_on_interrupt() as stop, progress_bar("calibrating") as update:
 
         def work(voice: Voice) -> None:
-            calibration = Calibration(voice, vectors, seed, stop.is_set, margin)
+            calibration = Calibration(voice, vectors, seed, stop.is_set, share)
             calibration.run(update)
             vectors.save(path)
             calibration.forget()
