@@ -237,8 +237,8 @@ class Calibration:
     def _key(self, name: str) -> str:
         """What the scale of ``name`` depends on, as a hash."""
         digest = hashlib.sha256(np.ascontiguousarray(self.pack[name], np.float32).tobytes())
-        prompts, bounds = (self.asked(name), self.plain), (MARGIN, DISTINCT, STEPS, SMALLEST)
-        digest.update(repr((*prompts, self.seed, self.voice.taps.layers, *bounds)).encode())
+        settings = (self.asked(name), self.plain, self.seed, self.voice.taps.layers, MARGIN, DISTINCT, STEPS, SMALLEST)
+        digest.update(repr(settings).encode())
         return digest.hexdigest()[:32]
 
 

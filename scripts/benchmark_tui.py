@@ -27,6 +27,8 @@ from tests.tui.terminal import CHAT, Terminal, endless, half_written
 
 PROMPTS = ["I heard a noise upstairs.", "What should I cook?", "My friend is late.", "Tell me about the sea."]
 FEELINGS = ["anger", "fear", "joy", "sadness", "disgust"]
+READY = rb"\d-bit"
+"""The status line tells the model that is loaded."""
 BAR, ROW = 112, 3
 """A column within the first emotion's bar, and its row, counted from 1."""
 LOGGED = """
@@ -77,7 +79,7 @@ def start() -> dict[str, float]:
     """Cold start, and what the app costs while nothing happens."""
     terminal = Terminal(*CHAT)
     paint = terminal.until(b"mlx-emotion")
-    usable = terminal.until(b"6-bit")
+    usable = terminal.until(READY)
     terminal.rest(5)
     before = cpu_seconds(terminal.process.pid)
     idle = time.perf_counter()
@@ -90,7 +92,7 @@ def start() -> dict[str, float]:
 def latency() -> dict[str, float]:
     """From a key to its paint, while a reply is being written: the first key after Enter, and others."""
     terminal = Terminal(*CHAT, *talker(), "--max-tokens", "300")
-    terminal.until(b"6-bit")
+    terminal.until(READY)
     first: list[float] = []
     others: list[float] = []
     while len(first) < 20:
@@ -119,7 +121,7 @@ def replies() -> dict[str, float]:
     """Replies of 300 tokens in the app and in ``--plain``, in turn: from Enter to the end that one sees."""
     options = [*talker(), "--seed", "7", "--max-tokens", "300"]
     app, plain = Terminal(*CHAT, *options), Terminal(*CHAT, "--plain", *options)
-    app.until(b"6-bit")
+    app.until(READY)
     plain.until(b"neutral> ")
 
     def wait(terminal: Terminal, prompt: str, *patterns: bytes) -> float:
@@ -158,7 +160,7 @@ def dragging() -> dict[str, float]:
     log = Path(os.environ["MLX_EMOTION_HOME"]) / "tokens"
     options = [*talker(), "--no-guard", "--max-tokens", "6000"]
     terminal = Terminal(sys.executable, "-c", LOGGED, str(log), "chat", *options)
-    terminal.until(b"6-bit")
+    terminal.until(READY)
     terminal.write("Tell me a long story.\r")
     terminal.until(rb"\d tokens")
     sent = []
@@ -200,13 +202,13 @@ def dragging() -> dict[str, float]:
 def killed() -> dict[str, str]:
     """Whether a conversation is there after kill -9 in mid-reply, with what was said, marked as cut off."""
     terminal = Terminal(*CHAT, *talker(), "--max-tokens", "6000")
-    terminal.until(b"6-bit")
+    terminal.until(READY)
     terminal.write(f"{PROMPTS[0]}\r")
     words = re.findall(r"[a-z]+", half_written(terminal).text)
     terminal.kill()
     terminal.close()
     terminal = Terminal(*CHAT, *talker(), "--resume")
-    terminal.until(b"6-bit")
+    terminal.until(READY)
     terminal.rest(2)
     there = all(text in terminal.painted for text in (PROMPTS[0], max(words[-8:], key=len), "cut off"))
     terminal.quit()

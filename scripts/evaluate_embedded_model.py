@@ -6,7 +6,8 @@ Asks questions whose wordings are not in the training text (the topic files' ``h
 at temperature 0.7, for each emotion and intensity, and judges with the built-in lexicon. The lexicon
 was written without sight of the corpus; afterwards the corpus's answers were made clearer where the
 lexicon found nothing in them, so it is not a judge that never met the text. ``second_lexicon.json`` is:
-it was written after the corpus and without sight of it or of the first, and nothing was changed since.
+it was written after the corpus and without sight of it or of the first; later a third of its words were cut,
+everyday ones for the most part, with which it found twice as many neutral replies emotional.
 """
 
 from __future__ import annotations
