@@ -1,7 +1,7 @@
 """Calibration: which raw scale is intensity 1.0, per emotion, on this model and quantisation.
 
-Intensity 1.0 is the largest scale at which steered replies are still fluent, found by doubling or halving and
-bisection. Fluent is judged by the model itself, unsteered: each steered reply's mean negative log-likelihood,
+Intensity 1.0 is the largest scale at which steered replies are still fluent, or a share of it, found by doubling or
+halving and bisection. Fluent is judged by the model itself, unsteered: each steered reply's mean negative log-likelihood,
 in the plain or in the emotional setting, whichever explains it better, must stay near that of the
 replies the model gives when *asked* to be emotional; and the replies must not repeat themselves
 (distinct-2), nor be empty where those are not. `docs/decisions.md` compares this with other criteria.
@@ -224,7 +224,8 @@ class Calibration:
     def doubts(pack: EmotionVectors) -> str:
         """A line that names the emotions for which no scale was fluent; empty where there are none."""
         scales = {n: e.get("scale") for n, e in pack.info.emotions.items()} | {BASE: pack.info.base_scale}
-        names = ", ".join(n for n, scale in scales.items() if scale is not None and scale <= SMALLEST)
+        least = 1.001 * SMALLEST * (pack.info.calibration or {}).get("share", 1.0)  # scales are kept to four digits
+        names = ", ".join(n for n, scale in scales.items() if scale is not None and scale <= least)
         return names and (
             f"{names}: no scale was fluent, so intensity 1.0 does next to nothing; "
             "see what the model answers unsteered, or use --scale"

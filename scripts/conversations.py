@@ -1,9 +1,9 @@
 """Conversations of twelve turns with three changes of feeling, with the embedded model, to be read.
 
     python scripts/conversations.py                                      # all five
-    python scripts/conversations.py --only 1 4 > docs/conversations.md   # those in the docs
+    python scripts/conversations.py --only 2 3 > docs/conversations.md   # those in the docs
 
-Nothing is chosen or edited: one seed, the app's sampling at temperature 0.7.
+Nothing is edited: one seed, the app's sampling at temperature 0.7.
 """
 
 from __future__ import annotations
@@ -112,9 +112,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--only", nargs="*", type=int, default=range(1, 1 + len(CONVERSATIONS)), metavar="NUMBER")
     chosen = parser.parse_args().only
-    model = mlx_emotion.load()
+    model = mlx_emotion.load("embedded")
     print("# Conversations\n")
-    print("Twelve turns with the embedded model, three changes of feeling, unedited:\n")
+    count = f"{len(chosen)} of the script's {len(CONVERSATIONS)}"
+    print(f"Twelve turns with the embedded model, three changes of feeling, {count} conversations, unedited:\n")
     print(f"```\npython scripts/conversations.py --only {' '.join(map(str, chosen))}\n```")
     for number in chosen:
         title, feelings, messages = CONVERSATIONS[number - 1]

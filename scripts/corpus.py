@@ -21,6 +21,7 @@ from mlx_emotion.emotions import CATALOGUE, INSTRUCTIONS
 
 EMOTIONS = tuple(CATALOGUE)
 FOLDER = Path(__file__).parent / "topics"
+WORDINGS = Path(__file__).parent / "wordings.json"
 STEERED = 0.75  # share of the emotional dialogues that have vectors in place of an instruction
 GAP, TELLING = 0.15, 0.3  # share of a word's lines in one topic: leaves a gap in a frame; tells the topic
 WORD = 0.3  # weight of a word listed in `words` beside those
@@ -35,7 +36,6 @@ SECTIONS = {
     "more plain": 4,
     **{f"more {emotion}": 3 for emotion in EMOTIONS},
 }
-# A file whose name starts with an underscore is not about one thing, so its answers need no keyword.
 CHOICE = re.compile(r"\[([^\[\]]*\|[^\[\]]*)\]")
 STRAY = re.compile(r"[\[\]{}<>|_*]|\b(TODO|XXX|FIXME)\b")
 ALLOWED = re.compile(r"[ -~’—–…éèêïöüàç°€£]*")
@@ -155,7 +155,7 @@ def check(topic: Topic) -> list[str]:
                     break
                 n = len(words(reading))
                 if answer and not 5 <= n <= 36:
-                    problem(line, f"{n} words, wanted 8 to 28: {reading}")
+                    problem(line, f"{n} words, wanted 5 to 36: {reading}")
                     break
                 needs_keyword = section == "held out" or (answer and not section.startswith("more"))
                 if needs_keyword and not topic.general and not mentions(reading, topic.keywords):
@@ -206,11 +206,21 @@ def check_across(topics: list[Topic]) -> list[str]:
     seen: dict[tuple[str, ...], str] = {}
     for topic in topics:
         for _, line in topic.written:
-            key = tuple(words(expand(line.text)[0]))
             where = f"{topic.path}:{line.number}"
-            if key in seen and len(key) > 2:
-                problems.append(f"{where}: the same as {seen[key]}: {line.text}")
-            seen.setdefault(key, where)
+            keys = {tuple(words(reading)) for reading in expand(line.text)}
+            if twice := [seen[key] for key in sorted(keys) if key in seen and len(key) > 2]:
+                problems.append(f"{where}: the same as {twice[0]}: {line.text}")
+            seen |= dict.fromkeys(keys, where)
+    return problems
+
+
+def check_wordings(path: Path) -> list[str]:
+    """Gaps in the wordings of instructions and follow-ups that nothing fills."""
+    problems: list[str] = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        for text in re.findall(r'"([^"]*)"', line):
+            if STRAY.search(re.sub(r"\{(noun|adjective|thing)\}", "", text)):
+                problems.append(f"{path}:{number}: stray placeholder or bracket: {text}")
     return problems
 
 
@@ -221,7 +231,7 @@ def load(folder: Path = FOLDER) -> list[Topic]:
         topic, found = parse(path)
         topics.append(topic)
         problems += found + check(topic)
-    problems += check_across(topics)
+    problems += check_across(topics) + check_wordings(WORDINGS)
     if problems:
         raise ValueError("\n".join(problems))
     if not topics:
@@ -238,7 +248,7 @@ def _own_words(topics: list[Topic]) -> dict[str, dict[str, float]]:
     """Per topic its keywords and the words that stand mostly in it, each with the share of its lines that are there."""
     counts = {
         t.name: collections.Counter(
-            w for section, line in t.written if section != "held out" for w in set(words(line.text))
+            w for section, line in t.written if section != "held out" for w in dict.fromkeys(words(line.text))
         )
         for t in topics
         if not t.general
@@ -292,7 +302,7 @@ class Dialogues:
     def __init__(self, topics: list[Topic], seed: int) -> None:
         self.topics = topics
         self.random = random.Random(seed)
-        wordings = json.loads((Path(__file__).parent / "wordings.json").read_text(encoding="utf-8"))
+        wordings = json.loads(WORDINGS.read_text(encoding="utf-8"))
         self.followups = wordings.pop("followups")
         self.about, self.naming = wordings.pop("about"), wordings.pop("naming")
         self.wordings: dict[str, list[str]] = wordings

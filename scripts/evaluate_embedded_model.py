@@ -1,13 +1,14 @@
 """How well the embedded model feels, stays on its topic, ends and varies: the numbers of `docs/results.md`.
 
-    python scripts/evaluate_embedded_model.py --json docs/results/embedded.json
+    python scripts/evaluate_embedded_model.py --json docs/results/embedded-attention.json
 
 Asks questions whose wordings are not in the training text (the topic files' ``held out`` sections),
-at temperature 0.7, for each emotion and intensity, and judges with the built-in lexicon. The lexicon
-was written without sight of the corpus; afterwards the corpus's answers were made clearer where the
-lexicon found nothing in them, so it is not a judge that never met the text. ``second_lexicon.json`` is:
-it was written after the corpus and without sight of it or of the first; later a third of its words were cut,
+at temperature 0.7, for each emotion and intensity, judges with the built-in lexicon, and prints tables.
+The lexicon was written without sight of the corpus; afterwards the corpus's answers were made clearer
+where the lexicon found nothing in them, so it is not a judge that never met the text. The second was
+written after the corpus, without sight of it or of the first; then a third of its words were cut,
 everyday ones for the most part, with which it found twice as many neutral replies emotional.
+A reply is on topic if one of its topic's keywords is in it.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from mlx_emotion.batch import Finished, Job, run_batch
 from mlx_emotion.emotions import Feeling
 from mlx_emotion.evaluation.lexicon import Lexicon, score, top
 from mlx_emotion.guard import distinct_2
+from mlx_emotion.models import EMBEDDED
 from mlx_emotion.options import Options
 from mlx_emotion.session import Voice
 
@@ -35,6 +37,7 @@ TEMPERATURE, TOP_P, MAX_TOKENS = 0.7, Options.top_p, 120
 MIXES = ("anger:0.7,sadness:0.7", "fear:0.7,surprise:0.7", "joy:0.7,surprise:0.7", "sadness:0.7,tiredness:0.7",
          "calm:0.7,joy:0.7", "anger:0.7,disgust:0.7")  # fmt: skip
 
+SHIPPED = Path(__file__).parent.parent / "vectors" / "packs"
 SECOND = Lexicon(json.loads((Path(__file__).parent / "second_lexicon.json").read_text(encoding="utf-8")))
 
 Reply = tuple[Topic, str, Finished]
@@ -90,19 +93,41 @@ def repeated(replies: list[Reply], corpus: set[str]) -> float:
     return sum(c for text, c in texts.items() if c > 3 and text in corpus) / len(replies)
 
 
+def tables(results: dict[str, Any]) -> str:
+    """The results as two Markdown tables: feelings, and mixes."""
+    lines = [
+        "| feeling | asked emotion on top (second lexicon) | any emotion (second) | on topic | ended by itself "
+        f"in {MAX_TOKENS} tokens | distinct-2 below 0.3 | repeated corpus answers |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, r in results.items():
+        if "both_above_neutral" not in r:
+            asked = f"{r['target']:.0%} ({r['target_second']:.0%})" if "target" in r else "–"
+            lines.append(
+                f"| {name} | {asked} | {r['emotional']:.0%} ({r['emotional_second']:.0%}) | {r['on_topic']:.0%} "
+                f"| {r['ended']:.1%} | {r['distinct_2_below_0.3']:.0%} | {r['repeated']:.0%} |"
+            )
+    lines += ["", "| mix | both above their neutral level | on topic | ended |", "|---|---|---|---|"]
+    for name, r in results.items():
+        if "both_above_neutral" in r:
+            lines.append(f"| {name[4:]} | {r['both_above_neutral']:.0%} | {r['on_topic']:.0%} | {r['ended']:.0%} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--json", type=Path)
     parser.add_argument("--answers", type=Path, help="also write every reply here, as JSON lines")
     parser.add_argument("--site", default="attention")
-    parser.add_argument("--model")
-    parser.add_argument("--vectors")
+    parser.add_argument("--model", default=EMBEDDED)
+    parser.add_argument("--vectors", help="default: the pack that ships with the embedded model")
     parser.add_argument("--questions", type=int, default=100)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--emotions", nargs="*")
     parser.add_argument("--intensities", nargs="*", type=float, default=[0.5, 1.0, 1.5])
     args = parser.parse_args()
-    model = mlx_emotion.load(args.model, vectors=args.vectors, site=args.site)
+    vectors = args.vectors or SHIPPED / f"embedded-{args.site}.safetensors"
+    model = mlx_emotion.load(args.model, vectors=vectors, site=args.site)
     trained = json.loads((model.path / "training.json").read_text())["topics"]
     topics = [t for t in load_corpus() if t.name in trained]
     corpus = {r for t in topics for s, lines in t.sections.items() for ln in lines for r in expand(ln.text)}
@@ -147,7 +172,7 @@ def main() -> None:
             results[f"mix {mix}"]["means_above_neutral"] = [
                 statistics.mean(score(d.text)[n] for _, _, d in replies) - level[n] for n in names
             ]
-    print(json.dumps(results, indent=1))
+    print(tables(results))
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(results, indent=1) + "\n")

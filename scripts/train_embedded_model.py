@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import contextlib
+import hashlib
 import itertools
 import json
 import math
@@ -41,6 +42,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 ROOT = Path(__file__).resolve().parent.parent
 SHIPPED = ROOT / "mlx_emotion" / "embedded"
 PACKS = ROOT / "vectors" / "packs"
+RESULTS = ROOT / "docs" / "results"
 
 IM_START, IM_END, PAD = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
 TEMPLATE = (
@@ -53,6 +55,8 @@ TOPIC_WEIGHT = 0.3
 FELT_WEIGHT = 0.2
 SHARPER = 1.5  # times the final norm's weights when it ships: temperature 0.7 then chooses as 0.47 would
 SHARE = {"attention": "0.4", "residual": "0.35"}  # of the strongest fluent dose: so half of it is half-felt
+EXTRACT = ["--batch-size", "32", "--max-tokens", "60", "--no-calibrate"]
+STAGE = "| {millions} million | {rate} | {layers} × {width}, {feed} |"  # a row of the card
 ROUNDED = 0.1  # last share of the steps, taken with the weights rounded as they will be
 SPOILT = 0.25  # most of a reply's words replaced, at first; none at last
 ODD = 0.2  # most of the other messages' words replaced
@@ -61,6 +65,7 @@ COMMON, APART = 0.3, 0.05  # most that the emotions' vectors may share of their 
 MEMORY = 0.995  # per step, of the running means
 ENOUGH = 200  # tokens seen in each setting before pushes begin
 REPLIES, LEAK = 256, 0.6  # replies remembered; most that they mix into a vector, of their own distance from the mean
+WRITES = ("o_proj.weight", "down_proj.weight")  # matrices through which a layer adds to the stream
 OTHER_WEIGHT = 0.02  # loss weight of tokens that are not the companion's: they teach words, not answers
 
 
@@ -82,7 +87,7 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--seed", type=int, default=1)
     p.add_argument("--checkpoint-every", type=int, default=100, metavar="STEPS")
     p.add_argument("--start", type=Path, metavar="FOLDER", help="begin with the weights and tokens of this model")
-    p.add_argument("--restart", action="store_true", help="forget earlier checkpoints")
+    p.add_argument("--restart", action="store_true", help="forget the checkpoint in --work")
     p.add_argument("--no-packs", action="store_true", help="stop after the model folder")
     return p.parse_args()
 
@@ -96,10 +101,16 @@ def check_machine(args: argparse.Namespace) -> None:
         sys.exit(f"{args.work}: {disk >> 20} MiB of disk free, the build needs {wanted >> 20}")
     # Weights, gradients and two moments, the logits with their gradient, and the activations.
     wanted = 4 * (4 * parameters + args.tokens * (3 * args.vocabulary + 40 * args.layers * args.width))
-    if sys.platform == "linux":
-        memory = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        if memory < wanted:
-            sys.exit(f"{memory >> 20} MiB of memory free, training needs {wanted >> 20}; lower --tokens")
+    if (memory := free_memory()) < wanted:
+        sys.exit(f"{memory >> 20} MiB of memory free, training needs {wanted >> 20}; lower --tokens")
+
+
+def free_memory() -> int:
+    """Bytes that a program may still take: on Linux with what caches give back, elsewhere all that there is."""
+    with contextlib.suppress(OSError):
+        found = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        return int(found["MemAvailable"].split()[0]) << 10
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def make_tokenizer(topics: list[Topic], args: argparse.Namespace):
@@ -210,11 +221,11 @@ def batches(topics: list[Topic], encoder: Encoder, args: argparse.Namespace, ste
     block = args.checkpoint_every
     while True:
         dialogues = iter(Dialogues(topics, args.seed * 1_000_003 + step // block))
-        order = random.Random(step)
+        order = random.Random(f"{args.seed} {step}")
         ready: list[list[Row]] = []
+        shelves: dict[int, list[Row]] = {}
         for _ in range(block):
             if not ready:
-                shelves: dict[int, list[Row]] = {}
                 while len(ready) < 16:
                     row = encoder(next(dialogues))
                     # Lengths in steps, so that the few shapes there are can reuse their memory.
@@ -534,7 +545,7 @@ def grow(model: LlamaForCausalLM, weights: dict[str, torch.Tensor]) -> None:
     What is new reads at random but writes nothing yet. A norm's weights make up for the dimensions that are zero.
     """
     for name, parameter in model.named_parameters():
-        if parameter.ndim == 2 and name.rpartition(".")[0].endswith(("o_proj", "down_proj", "embed_tokens")):
+        if name.endswith((*WRITES, "embed_tokens.weight")):
             parameter.zero_()
         if (old := weights.get(name)) is None:
             continue
@@ -545,7 +556,20 @@ def grow(model: LlamaForCausalLM, weights: dict[str, torch.Tensor]) -> None:
         parameter[tuple(slice(n) for n in old.shape)] = old
 
 
-def train(topics: list[Topic], tokenizer, args: argparse.Namespace) -> LlamaForCausalLM:
+def settings_of(topics: list[Topic], args: argparse.Namespace) -> dict[str, Any]:
+    """What a checkpoint must have in common with the command that goes on from it."""
+    places = ("work", "output", "restart", "no_packs", "topics", "start")
+    text = repr([(t.name, t.keywords, t.words, t.written) for t in topics])
+    return {
+        **{name.replace("_", "-"): value for name, value in vars(args).items() if name not in places},
+        "start": str(args.start) if args.start else "",
+        "topics": " ".join(t.name for t in topics),
+        "corpus": hashlib.sha256(text.encode()).hexdigest()[:16],
+    }
+
+
+def train(topics: list[Topic], tokenizer, args: argparse.Namespace) -> tuple[LlamaForCausalLM, dict]:
+    """The model, and the record of how it was made, for ``training.json``."""
     device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     torch.manual_seed(args.seed)
     model = LlamaForCausalLM(
@@ -565,6 +589,10 @@ def train(topics: list[Topic], tokenizer, args: argparse.Namespace) -> LlamaForC
             pad_token_id=tokenizer.pad_token_id,
         )
     ).to(device)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(WRITES):  # a layer that writes nothing yet leaves the words as they are
+                parameter.zero_()
     shifts = Shifts(model.config, device)
     warmup = min(200, args.steps // 10)
 
@@ -574,21 +602,26 @@ def train(topics: list[Topic], tokenizer, args: argparse.Namespace) -> LlamaForC
         return 0.02 + 0.98 * (1 + math.cos(math.pi * (step - warmup) / (args.steps - warmup))) / 2
 
     heads = Heads(args.width, len(topics)).to(device)
-    if args.start:
-        grow(model, weights_of(args.start))
     optimizers = optimizers_of(model, heads, args.rate)
-    all_groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     checkpoint, log_path = args.work / "checkpoint.pt", args.work / "log.jsonl"
-    first = 0
+    first, entries, settings = 0, [], settings_of(topics, args)
+    record = {"topics": [t.name for t in topics], "sharper": SHARPER, "stages": []}
     if checkpoint.exists():
         saved = torch.load(checkpoint, map_location=device, weights_only=True)
-        first = saved["step"]
+        if changed := [name for name, value in settings.items() if saved["settings"].get(name) != value]:
+            sys.exit(f"{checkpoint} was made with other settings ({', '.join(changed)}); give the same, or --restart")
+        entries, record = saved["entries"], saved["record"]
+        first = entries[-1]["step"]
         model.load_state_dict(saved["model"])
         heads.load_state_dict(saved["heads"])
         shifts.state = saved["shifts"]
         for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
             optimizer.load_state_dict(state)
         print(f"going on from step {first}", file=sys.stderr)
+    elif args.start:
+        grow(model, weights_of(args.start))
+        record["stages"] = json.loads((args.start / "training.json").read_text())["stages"]
+    all_groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     encoder = Encoder(tokenizer, topics, args.context)
     columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     seen: list[tuple[float, ...]] = []
@@ -600,6 +633,8 @@ def train(topics: list[Topic], tokenizer, args: argparse.Namespace) -> LlamaForC
         behind = concurrent.futures.ThreadPoolExecutor(1)
         coming = behind.submit(next, feed)
         for step in range(first, args.steps):
+            if step == first or step % args.checkpoint_every == 0:  # a resumed run draws as one that never stopped
+                torch.manual_seed(args.seed * 1_000_003 + step)
             ids, weights, about, asked, felt, pushes = (torch.from_numpy(a).to(device) for a in coming.result())
             coming = behind.submit(next, feed)
             if not shifts.ready:  # nothing yet to push with: these rows wait
@@ -629,15 +664,6 @@ def train(topics: list[Topic], tokenizer, args: argparse.Namespace) -> LlamaForC
             seen.append((loss.item(), topic_loss.item(), felt_loss.item()))
             tokens += ids.numel()
             if (step + 1) % args.checkpoint_every == 0 or step + 1 == args.steps:
-                saved = {
-                    "step": step + 1,
-                    "model": model.state_dict(),
-                    "heads": heads.state_dict(),
-                    "shifts": shifts.state,
-                    "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-                }
-                torch.save(saved, checkpoint.with_suffix(".tmp"))
-                checkpoint.with_suffix(".tmp").replace(checkpoint)
                 with Rounded(model, args.bits) if late else contextlib.nullcontext():
                     held_out = held_out_loss(model, shifts, topics, encoder, device)
                 entry = {
@@ -652,15 +678,29 @@ def train(topics: list[Topic], tokenizer, args: argparse.Namespace) -> LlamaForC
                     **{f"held_out_{k}": round(v, 4) for k, v in held_out.items()},
                     "tokens_per_second": round(tokens / (time.perf_counter() - began)),
                 }
-                with log_path.open("a") as log:
-                    log.write(json.dumps(entry) + "\n")
+                entries.append(entry)
+                saved = {
+                    "settings": settings,
+                    "record": record,
+                    "entries": entries,
+                    "model": model.state_dict(),
+                    "heads": heads.state_dict(),
+                    "shifts": shifts.state,
+                    "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+                }
+                torch.save(saved, checkpoint.with_suffix(".tmp"))
+                checkpoint.with_suffix(".tmp").replace(checkpoint)
+                log_path.write_text("".join(json.dumps(e) + "\n" for e in entries))
                 progress.console.print(json.dumps(entry), highlight=False, soft_wrap=True)
                 seen, tokens, began = [], 0, time.perf_counter()
             progress.update(task, completed=step + 1, description=f"training, loss {loss.item():.3f}")
-    return model
+    stage = {name: settings[name] for name in ("steps", "rate", "width", "layers", "feed", "seed", "corpus")}
+    stage["tokens"] = args.steps * args.tokens
+    losses = {name: value for name, value in entries[-1].items() if name not in ("step", "tokens_per_second")}
+    return model, {**record, "stages": [*record["stages"], stage], **losses}
 
 
-def save_folder(model: LlamaForCausalLM, tokenizer, topics: list[Topic], args: argparse.Namespace) -> None:
+def save_folder(model, tokenizer, topics: list[Topic], record: dict, args: argparse.Namespace) -> None:
     """Write the float model in Hugging Face layout, then quantise it with mlx-lm into the shipped folder."""
     from mlx_lm import convert
 
@@ -672,19 +712,13 @@ def save_folder(model: LlamaForCausalLM, tokenizer, topics: list[Topic], args: a
     model.save_pretrained(full)
     tokenizer.save_pretrained(full)
     convert(str(full), str(quantised), quantize=True, q_bits=args.bits, q_group_size=64, dtype=args.dtype)
-    last = json.loads((args.work / "log.jsonl").read_text().splitlines()[-1])
-    before = json.loads((args.start / "training.json").read_text())["tokens"] if args.start else 0
-    record = {
-        "topics": [t.name for t in topics],
-        "seed": args.seed,
-        "sharper": SHARPER,
-        "tokens": before + last["step"] * args.tokens,
-        **last,
-    }
     (quantised / "training.json").write_text(json.dumps(record, indent=1) + "\n")
+    (quantised / "README.md").write_text(card(model, topics, record, args), encoding="utf-8")
+    fresh = args.output.with_name(args.output.name + ".new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    shutil.copytree(quantised, fresh, ignore=shutil.ignore_patterns(".gitattributes"))
     shutil.rmtree(args.output, ignore_errors=True)
-    shutil.copytree(quantised, args.output, ignore=shutil.ignore_patterns("README.md", ".gitattributes"))
-    (args.output / "README.md").write_text(card(model, topics, record, args), encoding="utf-8")
+    fresh.rename(args.output)
 
 
 def card(model: LlamaForCausalLM, topics: list[Topic], record: dict, args: argparse.Namespace) -> str:
@@ -704,13 +738,16 @@ def card(model: LlamaForCausalLM, topics: list[Topic], record: dict, args: argpa
             context=config.max_position_embeddings,
             bits=args.bits,
             topics=len(topics),
+            about=sum(t.name != "_unknown" for t in topics),
             lines=f"{len(sections):,}",
             questions=f"{sum(s == 'questions' for s, _ in sections):,}",
             answers=f"{sum(s not in ('questions', 'held out') for s, _ in sections):,}",
             words=f"{sum(len(expand(text)[0].split()) for _, text in sections):,}",
             readings=f"{sum(len(expand(text)) for _, text in sections):,}",
-            millions=round(record["tokens"] / 1e6),
-            seed=record["seed"],
+            dtype=args.dtype,
+            millions=round(sum(s["tokens"] for s in record["stages"]) / 1e6),
+            stages="\n".join(STAGE.format(**s, millions=round(s["tokens"] / 1e6)) for s in record["stages"]),
+            loss=f"{record['loss']:.2f}",
             sharper=SHARPER,
             cooler=f"{0.7 / SHARPER:.2f}",
             plain=f"{record['held_out_plain']:.2f}",
@@ -721,22 +758,26 @@ def card(model: LlamaForCausalLM, topics: list[Topic], record: dict, args: argpa
 
 def make_packs(args: argparse.Namespace) -> None:
     """Make and calibrate the packs of both sites, and measure, all with the ordinary commands."""
-    PACKS.mkdir(parents=True, exist_ok=True)
+    shipped = args.output.resolve() == SHIPPED
+    packs, results = (PACKS, RESULTS) if shipped else (args.work, args.work)
+    packs.mkdir(parents=True, exist_ok=True)
     for site in ("attention", "residual"):
-        pack = PACKS / f"embedded-{site}.safetensors"
+        pack = packs / f"embedded-{site}.safetensors"
         which = ["--model", str(args.output), "--site", site]
+        program = [sys.executable, "-m", "mlx_emotion"]
+        judge = [sys.executable, str(Path(__file__).parent / "evaluate_embedded_model.py"), "--vectors", str(pack)]
         for command in (
-            ["extract", *which, "--batch-size", "32", "--max-tokens", "60", "--no-calibrate", "--output", str(pack)],
-            ["calibrate", str(pack), *which, "--seed", "1", "--share", SHARE[site]],
+            [*program, "extract", *which, *EXTRACT, "--output", str(pack)],
+            [*program, "calibrate", str(pack), *which, "--seed", "1", "--share", SHARE[site]],
+            [*judge, *which, "--json", str(results / f"embedded-{site}.json")],
         ):
-            subprocess.run([sys.executable, "-m", "mlx_emotion", *command], check=True)
-    report = ROOT / "docs" / "results" / "embedded.json"
-    measure = [str(Path(__file__).parent / "evaluate_embedded_model.py"), "--json", str(report)]
-    subprocess.run([sys.executable, *measure], check=True, stdout=subprocess.DEVNULL)
+            subprocess.run(command, check=True)
 
 
 def main() -> None:
     args = arguments()
+    if args.topics and args.output.resolve() == SHIPPED:
+        sys.exit("--topics makes a model of a part of the corpus; name another folder for it with --output")
     check_machine(args)
     try:
         topics = load_corpus()
@@ -747,15 +788,16 @@ def main() -> None:
             sys.exit(f"no topic {', '.join(sorted(unknown))} in the corpus")
         topics = [t for t in topics if t.name in args.topics]
     if args.restart:
-        shutil.rmtree(args.work, ignore_errors=True)
-        args.work.mkdir(parents=True)
-    if (args.work / "tokenizer").exists():  # a resumed run must keep its token ids
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(args.work / "tokenizer")
+        for name in ("checkpoint.pt", "log.jsonl"):
+            (args.work / name).unlink(missing_ok=True)
+    tokens = args.work / "tokenizer"
+    if (args.work / "checkpoint.pt").exists():  # a resumed run must keep its token ids
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(tokens)
     else:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(args.start) if args.start else make_tokenizer(topics, args)
-        tokenizer.save_pretrained(args.work / "tokenizer")
-    model = train(topics, tokenizer, args)
-    save_folder(model, tokenizer, topics, args)
+        tokenizer.save_pretrained(tokens)
+    model, record = train(topics, tokenizer, args)
+    save_folder(model, tokenizer, topics, record, args)
     if not args.no_packs:
         make_packs(args)
 

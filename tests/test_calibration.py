@@ -67,10 +67,16 @@ def test_fluent_at_none():
 
 
 def test_what_was_fluent_at_none_is_named():
-    info = SimpleNamespace(emotions={"fear": {"scale": SMALLEST}, "joy": {"scale": 0.4}, "calm": {}}, base_scale=None)
+    least = float(f"{SMALLEST:.4g}")
+    info = SimpleNamespace(
+        emotions={"fear": {"scale": least}, "joy": {"scale": 0.4}, "calm": {}}, base_scale=None, calibration=None
+    )
     assert Calibration.doubts(SimpleNamespace(info=info)).startswith("fear: no scale was fluent")
-    info.emotions["fear"]["scale"], info.base_scale = 1.0, SMALLEST
+    info.emotions["fear"]["scale"], info.base_scale = 1.0, least / 2
+    info.calibration = {"share": 0.5}
     assert Calibration.doubts(SimpleNamespace(info=info)).startswith("base: ")
+    info.base_scale = 0.9 * SMALLEST  # half of a scale that was fluent
+    assert Calibration.doubts(SimpleNamespace(info=info)) == ""
     info.base_scale = 2.0
     assert Calibration.doubts(SimpleNamespace(info=info)) == ""
 

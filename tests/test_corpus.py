@@ -1,5 +1,7 @@
 """The corpus checks stop a build with file and line; the shipped text passes them."""
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -52,19 +54,36 @@ def test_a_duplicate_answer_names_both_places(problems):
     at = lines.index("== anger") + 1
     lines.insert(at + 3, lines[at])
     assert any("topic0.txt" in p and ": the same as " in p and f":{at + 1}" in p for p in problems(lines))
+    lines[at + 3] = f"[Well, nothing at all is like|] {lines[at]}"  # one of its readings
+    assert any("topic0.txt" in p and ": the same as " in p and f":{at + 1}" in p for p in problems(lines))
     assert any(
         "topic1.txt" in p and "the same as" in p and "topic0.txt" in p for p in problems(topic_text(), topic_text())
     )
 
 
 @pytest.mark.parametrize(
-    "bad", ["The dog {name} barks.", "A dog [barks.", "My dog [a|b barks.", "TODO write of a dog here."]
+    "bad",
+    [
+        "The dog {name} barks at the gate.",
+        "A dog [barks at the gate.",
+        "My dog [a|b barks at the gate.",
+        "TODO write of a dog here.",
+    ],
 )
 def test_a_stray_placeholder(problems, bad):
     lines = topic_text()
     at = lines.index("== plain") + 1
     lines[at] = bad
-    assert any(f"topic0.txt:{at + 1}: " in p for p in problems(lines))
+    assert [p for p in problems(lines) if f"topic0.txt:{at + 1}: stray placeholder or bracket: {bad}" in p]
+
+
+def test_a_stray_placeholder_in_the_wordings(tmp_path):
+    path = tmp_path / "wordings.json"
+    path.write_text('{\n "very": ["Be {adjective}."],\n "little": ["Be {nuon}.",\n "Be {noun."]\n}\n')
+    assert [p.rpartition(":")[0].removeprefix(str(path)) for p in corpus.check_wordings(path)] == [
+        ":3: stray placeholder or bracket",
+        ":4: stray placeholder or bracket",
+    ]
 
 
 def test_an_answer_without_a_keyword_and_a_learned_test_question(problems):
@@ -97,3 +116,19 @@ def test_dialogues_are_seeded_and_use_held_out_wordings_never():
             assert not any(q in turn.content for q in held_out)
             assert not corpus.STRAY.search(turn.content)
     assert 200 < systems < 1200
+
+
+def test_one_seed_is_one_text_in_every_process():
+    code = "import corpus, itertools; print([*itertools.islice(corpus.Dialogues(corpus.load(), 5), 300)])"
+    texts = [
+        subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=SCRIPTS,
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    ]
+    assert len(texts[0]) > 10_000
+    assert texts[0] == texts[1]

@@ -10,7 +10,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch")
+torch = pytest.importorskip("torch", minversion="2.9")
 pytest.importorskip("transformers")
 SCRIPT = Path(__file__).parent.parent / "scripts" / "train_embedded_model.py"
 sys.path.insert(0, str(SCRIPT.parent))
@@ -171,33 +171,73 @@ def test_rounded_weights_are_those_that_ship():
 
 @pytest.fixture
 def build(tmp_path, monkeypatch):
-    """The one command, on two topics and with a model that is trained in a moment."""
-    sizes = "--topics cat dog --width 64 --layers 2 --feed 64 --vocabulary 400 --tokens 256 --checkpoint-every 2"
-    places = ["--work", str(tmp_path / "work"), "--output", str(tmp_path / "model")]
+    """The one command, on two topics and with a model that is trained in a moment, pushed from the first step."""
+    sizes = "--topics cat dog --width 64 --layers 2 --feed 64 --vocabulary 400 --tokens 256 --checkpoint-every 4"
+    monkeypatch.setattr(trainer, "ENOUGH", -1)
 
-    def run(*more):
-        monkeypatch.setattr(sys, "argv", ["train", *sizes.split(), *places, "--no-packs", *more])
+    def run(name, *more):
+        places = ["--work", str(tmp_path / f"{name}-work"), "--output", str(tmp_path / name), "--no-packs"]
+        monkeypatch.setattr(sys, "argv", ["train", *sizes.split(), "--steps", "12", *places, *more])
         trainer.main()
 
     return run
 
 
-def test_one_command_builds_a_model_and_goes_on_where_it_was(build, tmp_path, capsys):
-    build("--steps", "2")
-    build("--steps", "4")
-    assert "going on from step 2" in capsys.readouterr().err
-    log = [json.loads(line) for line in (tmp_path / "work" / "log.jsonl").read_text().splitlines()]
-    assert [entry["step"] for entry in log] == [2, 4]
-    record = json.loads((tmp_path / "model" / "training.json").read_text())
+def test_an_interrupted_build_goes_on_and_ends_as_one_that_never_stopped(build, tmp_path, monkeypatch, capsys):
+    build("whole")
+    with monkeypatch.context() as patch:
+        calls = iter(range(10))
+
+        def held_out(*found):
+            if next(calls) == 2:
+                raise KeyboardInterrupt
+            return dict.fromkeys(("plain", "emotional"), 1.0)
+
+        patch.setattr(trainer, "held_out_loss", held_out)
+        with pytest.raises(KeyboardInterrupt):
+            build("halves")
+    assert not (tmp_path / "halves").exists()
+    build("halves")
+    assert "going on from step 8" in capsys.readouterr().err
+    log = [json.loads(line) for line in (tmp_path / "halves-work" / "log.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in log] == [4, 8, 12]
+    whole, halves = (trainer.weights_of(tmp_path / name) for name in ("whole", "halves"))
+    for name, value in whole.items():
+        torch.testing.assert_close(halves[name], value)
+
+
+def test_the_model_that_is_built_has_its_record_and_can_be_gone_on_from(build, tmp_path):
+    build("first")
+    record = json.loads((tmp_path / "first" / "training.json").read_text())
     assert record["topics"] == ["cat", "dog"]
-    weights = trainer.weights_of(tmp_path / "model")
+    weights = trainer.weights_of(tmp_path / "first")
     assert torch.allclose(weights["model.norm.weight"], torch.ones(64), atol=0.1)
-    assert "2 topic files" in (tmp_path / "model" / "README.md").read_text()
+    assert "2 topic files" in (tmp_path / "first" / "README.md").read_text()
+    build("second", "--start", str(tmp_path / "first"), "--feed", "128", "--rate", "1e-9")
+    grown = trainer.weights_of(tmp_path / "second")["model.layers.0.mlp.up_proj.weight"]
+    torch.testing.assert_close(grown[:64], weights["model.layers.0.mlp.up_proj.weight"], rtol=0, atol=0.02)
+    stages = json.loads((tmp_path / "second" / "training.json").read_text())["stages"]
+    assert [stage["feed"] for stage in stages] == [64, 128]
+    assert "| 0 million | 1e-09 | 2 × 64, 128 |" in (tmp_path / "second" / "README.md").read_text()
+
+
+def test_a_checkpoint_of_other_settings_is_not_gone_on_from(build, tmp_path):
+    build("one")
+    with pytest.raises(SystemExit, match=r"other settings \(rate, seed\); give the same, or --restart"):
+        build("one", "--rate", "1e-3", "--seed", "2")
+    build("one", "--rate", "1e-3", "--restart")
+    assert json.loads((tmp_path / "one" / "training.json").read_text())["stages"][0]["rate"] == 1e-3
+
+
+def test_a_part_of_the_corpus_does_not_replace_the_model_that_ships(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train", "--topics", "cat"])
+    with pytest.raises(SystemExit, match="name another folder for it with --output"):
+        trainer.main()
 
 
 def test_a_topic_that_is_not_there_is_named(build):
     with pytest.raises(SystemExit, match="no topic unicorn in the corpus"):
-        build("--topics", "cat", "unicorn")
+        build("none", "--topics", "cat", "unicorn")
 
 
 @pytest.mark.parametrize("lacking", ["disk", "memory"])
@@ -205,8 +245,7 @@ def test_a_machine_that_is_too_small_is_told_first(tmp_path, monkeypatch, lackin
     if lacking == "disk":
         monkeypatch.setattr(trainer.shutil, "disk_usage", lambda _: SimpleNamespace(free=1 << 20))
     else:
-        monkeypatch.setattr(trainer.sys, "platform", "linux")
-        monkeypatch.setattr(trainer.os, "sysconf", lambda _: 1 << 12)
+        monkeypatch.setattr(trainer, "free_memory", lambda: 1 << 24)
     monkeypatch.setattr(sys, "argv", ["train", "--work", str(tmp_path)])
     with pytest.raises(SystemExit, match=f"MiB of {lacking} free"):
         trainer.main()
