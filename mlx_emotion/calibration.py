@@ -1,10 +1,10 @@
 """Calibration: which raw scale is intensity 1.0, per emotion, on this model and quantisation.
 
 Intensity 1.0 is the largest scale at which steered replies are still fluent, or a share of it, found by doubling or
-halving and bisection. Fluent is judged by the model itself, unsteered: each steered reply's mean negative log-likelihood,
-in the plain or in the emotional setting, whichever explains it better, must stay near that of the
-replies the model gives when *asked* to be emotional; and the replies must not repeat themselves
-(distinct-2), nor be empty where those are not. `docs/decisions.md` compares this with other criteria.
+halving and bisection. Fluent is judged by the model itself, unsteered: each steered reply's mean negative
+log-likelihood, in the plain or in the emotional setting, whichever explains it better, must stay near that of the
+replies the model gives when *asked* to be emotional; and the replies must not repeat themselves (distinct-2), nor be
+empty where those are not. `docs/decisions.md` compares this with other criteria.
 """
 
 from __future__ import annotations
