@@ -246,7 +246,7 @@ def _forms(piece: str) -> set[str]:
 
 def _own_words(topics: list[Topic]) -> dict[str, dict[str, float]]:
     """Per topic its keywords and the words that stand mostly in it, each with the share of its lines that are there."""
-    counts = {
+    counts = {  # of words in the order in which they stand: a set's differs between processes
         t.name: collections.Counter(
             w for section, line in t.written if section != "held out" for w in dict.fromkeys(words(line.text))
         )
@@ -475,7 +475,7 @@ class Dialogues:
         instruction = self.instruction(kind, feeling, *filter(None, [second])) if kind and not steered else ""
         turns = [Turn("system", instruction)] if instruction and where == "system" else []
         # An instruction in a user turn rules that answer only; later ones are plain again.
-        for exchange in range(r.choices((1, 2, 3, 4), (0.65, 0.18, 0.1, 0.07))[0]):
+        for exchange in range(r.choices((1, 2, 3, 4), (0.5, 0.25, 0.15, 0.1))[0]):
             if exchange and r.random() < 0.5:
                 question, prefix = r.choice(self.followups), "more "
             else:

@@ -32,12 +32,12 @@ from mlx_emotion.guard import distinct_2
 from mlx_emotion.models import EMBEDDED
 from mlx_emotion.options import Options
 from mlx_emotion.session import Voice
+from mlx_emotion.vectors import shipped_packs
 
 TEMPERATURE, TOP_P, MAX_TOKENS = 0.7, Options.top_p, 120
 MIXES = ("anger:0.7,sadness:0.7", "fear:0.7,surprise:0.7", "joy:0.7,surprise:0.7", "sadness:0.7,tiredness:0.7",
          "calm:0.7,joy:0.7", "anger:0.7,disgust:0.7")  # fmt: skip
 
-SHIPPED = Path(__file__).parent.parent / "vectors" / "packs"
 SECOND = Lexicon(json.loads((Path(__file__).parent / "second_lexicon.json").read_text(encoding="utf-8")))
 
 Reply = tuple[Topic, str, Finished]
@@ -120,13 +120,15 @@ def main() -> None:
     parser.add_argument("--answers", type=Path, help="also write every reply here, as JSON lines")
     parser.add_argument("--site", default="attention")
     parser.add_argument("--model", default=EMBEDDED)
-    parser.add_argument("--vectors", help="default: the pack that ships with the embedded model")
+    parser.add_argument("--vectors", help="default: for the embedded model the pack that ships with it")
     parser.add_argument("--questions", type=int, default=100)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--emotions", nargs="*")
     parser.add_argument("--intensities", nargs="*", type=float, default=[0.5, 1.0, 1.5])
     args = parser.parse_args()
-    vectors = args.vectors or SHIPPED / f"embedded-{args.site}.safetensors"
+    vectors = args.vectors
+    if not vectors and args.model == EMBEDDED:
+        vectors = shipped_packs() / f"embedded-{args.site}.safetensors"
     model = mlx_emotion.load(args.model, vectors=vectors, site=args.site)
     trained = json.loads((model.path / "training.json").read_text())["topics"]
     topics = [t for t in load_corpus() if t.name in trained]

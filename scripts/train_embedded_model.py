@@ -34,10 +34,13 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from corpus import EMOTIONS, Dialogues, Topic, Turn, expand
+from corpus import EMOTIONS, WORDINGS, Dialogues, Topic, Turn, expand
 from corpus import load as load_corpus
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from mlx_emotion.errors import MLXEmotionError
+from mlx_emotion.files import atomic_write
 
 ROOT = Path(__file__).resolve().parent.parent
 SHIPPED = ROOT / "mlx_emotion" / "embedded"
@@ -508,6 +511,18 @@ def held_out_loss(model, shifts: Shifts, topics: list[Topic], encoder: Encoder, 
     return out
 
 
+def bfloat16_is_faster(device: str) -> bool:
+    """Whether ``device`` multiplies bfloat16 faster than float32; processors without instructions for it don't."""
+    taken = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        a, b = (torch.ones(shape, dtype=dtype, device=device) for shape in ((2048, 256), (256, 1536)))
+        for _ in range(6):
+            began = time.perf_counter()
+            float((a @ b)[0, 0])
+            taken[dtype] = min(taken.get(dtype, math.inf), time.perf_counter() - began)
+    return taken[torch.bfloat16] < taken[torch.float32]
+
+
 def optimizers_of(model: LlamaForCausalLM, heads: Heads, rate: float) -> list[torch.optim.Optimizer]:
     """Muon for the layers' matrices, which it teaches rare lines in fewer steps; AdamW for the rest."""
     matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
@@ -540,14 +555,15 @@ def weights_of(folder: Path) -> dict[str, torch.Tensor]:
 
 @torch.no_grad()
 def grow(model: LlamaForCausalLM, weights: dict[str, torch.Tensor]) -> None:
-    """Give ``model`` the ``weights`` of a model that is as large or smaller, so that it says the same at first.
+    """Give ``model`` the ``weights`` of one that is as large or smaller, or none, so that it says the same at first.
 
     What is new reads at random but writes nothing yet. A norm's weights make up for the dimensions that are zero.
     """
     for name, parameter in model.named_parameters():
-        if name.endswith((*WRITES, "embed_tokens.weight")):
+        old = weights.get(name)
+        if name.endswith(WRITES) or (old is not None and "embed_tokens" in name):
             parameter.zero_()
-        if (old := weights.get(name)) is None:
+        if old is None:
             continue
         if parameter.ndim == 1:
             share = (len(old) / len(parameter)) ** 0.5
@@ -559,7 +575,7 @@ def grow(model: LlamaForCausalLM, weights: dict[str, torch.Tensor]) -> None:
 def settings_of(topics: list[Topic], args: argparse.Namespace) -> dict[str, Any]:
     """What a checkpoint must have in common with the command that goes on from it."""
     places = ("work", "output", "restart", "no_packs", "topics", "start")
-    text = repr([(t.name, t.keywords, t.words, t.written) for t in topics])
+    text = repr([(t.name, t.keywords, t.words, t.written) for t in topics]) + WORDINGS.read_text(encoding="utf-8")
     return {
         **{name.replace("_", "-"): value for name, value in vars(args).items() if name not in places},
         "start": str(args.start) if args.start else "",
@@ -589,11 +605,8 @@ def train(topics: list[Topic], tokenizer, args: argparse.Namespace) -> tuple[Lla
             pad_token_id=tokenizer.pad_token_id,
         )
     ).to(device)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith(WRITES):  # a layer that writes nothing yet leaves the words as they are
-                parameter.zero_()
     shifts = Shifts(model.config, device)
+    low = bfloat16_is_faster(device)
     warmup = min(200, args.steps // 10)
 
     def rate(step: int) -> float:
@@ -608,7 +621,7 @@ def train(topics: list[Topic], tokenizer, args: argparse.Namespace) -> tuple[Lla
     record = {"topics": [t.name for t in topics], "sharper": SHARPER, "stages": []}
     if checkpoint.exists():
         saved = torch.load(checkpoint, map_location=device, weights_only=True)
-        if changed := [name for name, value in settings.items() if saved["settings"].get(name) != value]:
+        if changed := [name for name, value in settings.items() if saved.get("settings", {}).get(name) != value]:
             sys.exit(f"{checkpoint} was made with other settings ({', '.join(changed)}); give the same, or --restart")
         entries, record = saved["entries"], saved["record"]
         first = entries[-1]["step"]
@@ -618,9 +631,10 @@ def train(topics: list[Topic], tokenizer, args: argparse.Namespace) -> tuple[Lla
         for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
             optimizer.load_state_dict(state)
         print(f"going on from step {first}", file=sys.stderr)
-    elif args.start:
-        grow(model, weights_of(args.start))
-        record["stages"] = json.loads((args.start / "training.json").read_text())["stages"]
+    else:
+        grow(model, weights_of(args.start) if args.start else {})
+        if args.start:
+            record["stages"] = json.loads((args.start / "training.json").read_text())["stages"]
     all_groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     encoder = Encoder(tokenizer, topics, args.context)
     columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -633,7 +647,7 @@ def train(topics: list[Topic], tokenizer, args: argparse.Namespace) -> tuple[Lla
         behind = concurrent.futures.ThreadPoolExecutor(1)
         coming = behind.submit(next, feed)
         for step in range(first, args.steps):
-            if step == first or step % args.checkpoint_every == 0:  # a resumed run draws as one that never stopped
+            if step % args.checkpoint_every == 0:  # a resumed run draws as one that never stopped
                 torch.manual_seed(args.seed * 1_000_003 + step)
             ids, weights, about, asked, felt, pushes = (torch.from_numpy(a).to(device) for a in coming.result())
             coming = behind.submit(next, feed)
@@ -646,7 +660,7 @@ def train(topics: list[Topic], tokenizer, args: argparse.Namespace) -> tuple[Lla
             members = F.one_hot(asked[:, :-1] + 1, 2 + len(EMOTIONS))[..., 1:].float()
             counts = members.sum(1)
             with Rounded(model, args.bits) if late else contextlib.nullcontext():
-                with torch.autocast(device, dtype=torch.bfloat16):
+                with torch.autocast(device, dtype=torch.bfloat16, enabled=low):
                     last, middle, sums = passed(
                         model, inputs[:, :-1], members, pushes[:, :, :-1], shifts.found(len(ids))
                     )
@@ -688,8 +702,11 @@ def train(topics: list[Topic], tokenizer, args: argparse.Namespace) -> tuple[Lla
                     "shifts": shifts.state,
                     "optimizers": [optimizer.state_dict() for optimizer in optimizers],
                 }
-                torch.save(saved, checkpoint.with_suffix(".tmp"))
-                checkpoint.with_suffix(".tmp").replace(checkpoint)
+                with atomic_write(checkpoint) as fresh:
+                    try:
+                        torch.save(saved, fresh)
+                    except RuntimeError as error:  # what torch makes of a full disk
+                        raise OSError(str(error).splitlines()[0]) from error
                 log_path.write_text("".join(json.dumps(e) + "\n" for e in entries))
                 progress.console.print(json.dumps(entry), highlight=False, soft_wrap=True)
                 seen, tokens, began = [], 0, time.perf_counter()
@@ -774,8 +791,7 @@ def make_packs(args: argparse.Namespace) -> None:
             subprocess.run(command, check=True)
 
 
-def main() -> None:
-    args = arguments()
+def build(args: argparse.Namespace) -> None:
     if args.topics and args.output.resolve() == SHIPPED:
         sys.exit("--topics makes a model of a part of the corpus; name another folder for it with --output")
     check_machine(args)
@@ -790,16 +806,29 @@ def main() -> None:
     if args.restart:
         for name in ("checkpoint.pt", "log.jsonl"):
             (args.work / name).unlink(missing_ok=True)
-    tokens = args.work / "tokenizer"
+    folder = args.work / "tokenizer"
     if (args.work / "checkpoint.pt").exists():  # a resumed run must keep its token ids
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(tokens)
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     else:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(args.start) if args.start else make_tokenizer(topics, args)
-        tokenizer.save_pretrained(tokens)
+        tokenizer.save_pretrained(folder)
     model, record = train(topics, tokenizer, args)
     save_folder(model, tokenizer, topics, record, args)
     if not args.no_packs:
         make_packs(args)
+
+
+def main() -> None:
+    args = arguments()
+    try:
+        build(args)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(130)
+    except subprocess.CalledProcessError as error:  # it has said why
+        sys.exit(error.returncode)
+    except (OSError, MLXEmotionError) as error:
+        sys.exit(f"{error}; what is in {args.work} is safe, and the same command goes on from it")
 
 
 if __name__ == "__main__":

@@ -194,8 +194,9 @@ def test_an_interrupted_build_goes_on_and_ends_as_one_that_never_stopped(build, 
             return dict.fromkeys(("plain", "emotional"), 1.0)
 
         patch.setattr(trainer, "held_out_loss", held_out)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(SystemExit, match="130"):
             build("halves")
+    assert "stopped; the same command goes on" in capsys.readouterr().err
     assert not (tmp_path / "halves").exists()
     build("halves")
     assert "going on from step 8" in capsys.readouterr().err
