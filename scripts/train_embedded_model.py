@@ -57,7 +57,7 @@ LENGTH_STEP = 16
 TOPIC_WEIGHT = 0.3
 FELT_WEIGHT = 0.2
 SHARPER = 1.5  # times the final norm's weights when it ships: temperature 0.7 then chooses as 0.47 would
-SHARE = {"attention": "0.4", "residual": "0.35"}  # of the strongest fluent dose: so half of it is half-felt
+SHARE = "0.33"  # of the strongest fluent dose: so half of it is half-felt
 EXTRACT = ["--batch-size", "32", "--max-tokens", "60", "--no-calibrate"]
 STAGE = "| {millions} million | {rate} | {layers} × {width}, {feed} |"  # a row of the card
 ROUNDED = 0.1  # last share of the steps, taken with the weights rounded as they will be
@@ -785,7 +785,7 @@ def make_packs(args: argparse.Namespace) -> None:
         judge = [sys.executable, str(Path(__file__).parent / "evaluate_embedded_model.py"), "--vectors", str(pack)]
         for command in (
             [*program, "extract", *which, *EXTRACT, "--output", str(pack)],
-            [*program, "calibrate", str(pack), *which, "--seed", "1", "--share", SHARE[site]],
+            [*program, "calibrate", str(pack), *which, "--seed", "1", "--share", SHARE],
             [*judge, *which, "--json", str(results / f"embedded-{site}.json")],
         ):
             subprocess.run(command, check=True)
