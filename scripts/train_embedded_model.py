@@ -706,7 +706,7 @@ def train(topics: list[Topic], tokenizer, args: argparse.Namespace) -> tuple[Lla
                     try:
                         torch.save(saved, fresh)
                     except RuntimeError as error:  # what torch makes of a full disk
-                        raise OSError(str(error).splitlines()[0]) from error
+                        raise OSError(f"is the disk full? {str(error).splitlines()[0]}") from error
                 log_path.write_text("".join(json.dumps(e) + "\n" for e in entries))
                 progress.console.print(json.dumps(entry), highlight=False, soft_wrap=True)
                 seen, tokens, began = [], 0, time.perf_counter()
