@@ -207,6 +207,23 @@ def test_an_interrupted_build_goes_on_and_ends_as_one_that_never_stopped(build, 
         torch.testing.assert_close(halves[name], value)
 
 
+def test_a_disk_that_fills_up_ends_in_a_line_and_leaves_the_last_checkpoint(build, tmp_path, monkeypatch):
+    work, save = tmp_path / "full-work", torch.save
+    calls = iter(range(3))
+
+    def full(saved, path):
+        save(saved, path)
+        if next(calls):
+            raise RuntimeError("file write failed\nand where in the library")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", full)
+        with pytest.raises(SystemExit, match=r"checkpoint.pt: is the disk full\? file write failed; .* is safe"):
+            build("full")
+    assert sorted(p.name for p in work.iterdir() if p.suffix) == ["checkpoint.pt", "log.jsonl"]
+    assert torch.load(work / "checkpoint.pt", weights_only=True)["entries"][-1]["step"] == 4
+
+
 def test_the_model_that_is_built_has_its_record_and_can_be_gone_on_from(build, tmp_path):
     build("first")
     record = json.loads((tmp_path / "first" / "training.json").read_text())
