@@ -98,6 +98,7 @@ async def test_a_real_conversation(speaker, monkeypatch):
             await ended(pilot, number)
             reply = transcript.exchanges[number].reply
             assert reply.state == "cancelled"
+            assert reply.text
             assert reply.text == "".join(piece for _, piece in transcript.latest.pieces).strip()
             assert len(reply.timeline) >= 2
             assert 0 < reply.timeline[1][0] <= reply.tokens
