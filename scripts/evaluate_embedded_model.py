@@ -27,6 +27,7 @@ from corpus import load as load_corpus
 import mlx_emotion
 from mlx_emotion.batch import Finished, Job, run_batch
 from mlx_emotion.emotions import Feeling
+from mlx_emotion.errors import MLXEmotionError
 from mlx_emotion.evaluation.lexicon import Lexicon, score, top
 from mlx_emotion.guard import distinct_2
 from mlx_emotion.models import EMBEDDED
@@ -129,7 +130,10 @@ def main() -> None:
     vectors = args.vectors
     if not vectors and args.model == EMBEDDED:
         vectors = shipped_packs() / f"embedded-{args.site}.safetensors"
-    model = mlx_emotion.load(args.model, vectors=vectors, site=args.site)
+    try:
+        model = mlx_emotion.load(args.model, vectors=vectors, site=args.site)
+    except MLXEmotionError as error:
+        sys.exit(str(error))
     trained = json.loads((model.path / "training.json").read_text())["topics"]
     topics = [t for t in load_corpus() if t.name in trained]
     corpus = {r for t in topics for s, lines in t.sections.items() for ln in lines for r in expand(ln.text)}
