@@ -39,7 +39,7 @@ TEMPERATURE, TOP_P, MAX_TOKENS = 0.7, Options.top_p, 120
 MIXES = ("anger:0.7,sadness:0.7", "fear:0.7,surprise:0.7", "joy:0.7,surprise:0.7", "sadness:0.7,tiredness:0.7",
          "calm:0.7,joy:0.7", "anger:0.7,disgust:0.7")  # fmt: skip
 
-SECOND = Lexicon(json.loads((Path(__file__).parent / "second_lexicon.json").read_text(encoding="utf-8")))
+SECOND = Path(__file__).parent / "second_lexicon.json"
 
 Reply = tuple[Topic, str, Finished]
 
@@ -68,9 +68,9 @@ def ask(model: mlx_emotion.Model, questions: list[tuple[Topic, str]], feeling: s
     return model.run(work)
 
 
-def measure(replies: list[Reply], emotion: str | None) -> dict[str, float]:
+def measure(replies: list[Reply], emotion: str | None, second: Lexicon) -> dict[str, float]:
     """Shares over ``replies``; ``emotion`` is the one asked for, if any."""
-    tops, seconds = ([judge(d.text) for _, _, d in replies] for judge in (top, SECOND.top))
+    tops, seconds = ([judge(d.text) for _, _, d in replies] for judge in (top, second.top))
     n = len(replies)
     found = {
         "replies": n,
@@ -122,6 +122,7 @@ def main() -> None:
     parser.add_argument("--site", default="attention")
     parser.add_argument("--model", default=EMBEDDED)
     parser.add_argument("--vectors", help="default: for the embedded model the pack that ships with it")
+    parser.add_argument("--second", type=Path, default=SECOND, help="the second judge's lexicon")
     parser.add_argument("--questions", type=int, default=100)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--emotions", nargs="*")
@@ -130,6 +131,10 @@ def main() -> None:
     vectors = args.vectors
     if not vectors and args.model == EMBEDDED:
         vectors = shipped_packs() / f"embedded-{args.site}.safetensors"
+    try:
+        second = Lexicon(json.loads(args.second.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        sys.exit(f"{args.second} is not a lexicon: {error}")
     try:
         model = mlx_emotion.load(args.model, vectors=vectors, site=args.site)
     except MLXEmotionError as error:
@@ -146,7 +151,7 @@ def main() -> None:
     def run(name: str, feeling: str, emotion: str | None) -> list[Reply]:
         by_seed = [ask(model, questions, feeling, seed) for seed in seeds]
         replies = [r for one in by_seed for r in one]
-        results[name] = measure(replies, emotion)
+        results[name] = measure(replies, emotion, second)
         results[name]["repeated"] = max(repeated(one, corpus) for one in by_seed)
         if log:
             for t, q, d in replies:
@@ -154,6 +159,9 @@ def main() -> None:
         print(f"{name:28}", *(f"{k} {v:.3g}" for k, v in results[name].items()), file=sys.stderr, flush=True)
         return replies
 
+    written = [expand(line.text)[0] for t in topics for line in t.sections["plain"]]
+    false = sum(second.top(text) is not None for text in written) / len(written)
+    print(f"the second lexicon finds one in {false:.1%} of {len(written)} plain answers as written", file=sys.stderr)
     neutral = run("neutral", "neutral", None)
     level = {e: statistics.mean(score(d.text)[e] for _, _, d in neutral) for e in model.emotions}
     results["neutral"]["level"] = level
