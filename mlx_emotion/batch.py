@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .session import Voice, seeded
-from .steering import Dose, Row, Sums
+from .steering import Dose, Row, Span, Sums
 from .templates import until_stop
 from .thinking import ANSWER, PROMPT_TAIL, Thoughts, answer_tokens
 
@@ -28,7 +28,7 @@ class Job:
     prompt: list[int]
     dose: Dose | None = None
     all_positions: bool = False
-    history: tuple[tuple[int, int | None, Dose | None], ...] = ()
+    history: tuple[Span, ...] = ()
     think: str = "off"
 
 
@@ -115,7 +115,7 @@ def run_batch(
                 if job is None:
                     exhausted = True
                     break
-                row = Row(list(job.history))
+                row = Row(list(job.history), make=voice.dose)
                 start = (job.history[-1][1] or 0) if job.history else 0
                 row.set(job.dose, start if job.all_positions else len(job.prompt) - 1)
                 sums = Sums([len(job.prompt)], end_ids, tokenizer.think_end_tokens or ()) if capture else None

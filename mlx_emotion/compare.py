@@ -37,7 +37,7 @@ def compare(
     if not message.strip():
         raise UsageError("the message is empty")
     check_text(message, "the message")
-    check_seed(seed)
+    seed = check_seed(seed)
     session.voice.check_open()
     session.check_idle()
     if not 1 <= len(feelings) <= MOST:

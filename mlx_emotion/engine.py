@@ -40,6 +40,7 @@ class Engine:
     def _run(self) -> None:
         while (job := self._jobs.get()) is not None:
             job()
+            del job  # it holds a model, maybe for hours
         while self._open:  # streams that nobody read to their end
             _close(self._open.pop())
         try:
@@ -108,9 +109,12 @@ class Engine:
             yield from work()
             return
         iterator: Iterator[T] | None = None
+        left = False
 
         def step() -> list[Any]:
             nonlocal iterator
+            if left:  # the reader went away while the thread had other work
+                return [_END]
             if iterator is None:
                 iterator = work()
                 self._open.append(iterator)
@@ -131,10 +135,13 @@ class Engine:
                         return
                     yield item
         finally:
-            if iterator is not None:
-                if stop is not None:
-                    stop.set()
-                if not self._closed:
+            left = True
+            if stop is not None:
+                stop.set()
+            if not self._closed:
+                if iterator is None:
+                    self.submit(close)
+                else:
                     self.run(close)
 
     def close(self) -> None:

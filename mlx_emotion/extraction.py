@@ -152,7 +152,8 @@ class Plan:
         if method not in METHODS:
             raise UsageError(f"unknown method {method!r}: known are {', '.join(METHODS)}")
         if isinstance(queries, Mapping):
-            found = {k: list(v) for k, v in queries.items()}
+            found = {k: list(v) if isinstance(v, tuple) else v for k, v in queries.items()}
+            query_sets.check(found, "queries")
             digest = hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
             source = {"name": "given", "sha256": digest}
         else:

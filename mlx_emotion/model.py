@@ -48,13 +48,16 @@ def find_packs(identity: Identity, site: str | None = None) -> list[Path]:
     """The packs on this machine made for this very model: what ``extract`` made, other own ones, shipped ones."""
     found = []
     for folder in (packs_folder(), shipped_packs()):
-        for path in sorted(folder.glob("*.safetensors"), key=lambda p: (not p.stem.startswith(stem(identity)), p)):
+        here = []
+        for path in sorted(folder.glob("*.safetensors")):
             try:
                 info = read_info(path)
             except PackError:
                 continue  # `vectors list` reports it
             if info.model.fingerprint == identity.fingerprint and site in (None, info.site):
-                found.append(path)
+                name = f"{stem(identity)}-{info.site}"
+                here.append((path.stem not in (name, f"{name}-{identity.fingerprint[:8]}"), path))
+        found += [path for _, path in sorted(here)]
     return found
 
 
@@ -254,7 +257,7 @@ class Chat:
         from .compare import compare
 
         chosen = [parse_feeling(self._session.voice, f) for f in feelings]
-        stop = threading.Event()
+        stop = self._session.ask()
         return self._model._engine.stream(lambda: compare(self._session, message, chosen, seed, stop), stop)
 
     def reset(self) -> None:

@@ -26,8 +26,12 @@ if TYPE_CHECKING:
 EMBEDDED = "embedded"
 """The name of the model that comes with the package."""
 
-# What configs call the number of layers and the width of the residual stream.
+# What configs call the number of layers, the most tokens they were made for, and the width of the residual stream.
 LAYER_COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers", "num_transformer_layers")
+CONTEXTS = (
+    "max_position_embeddings", "n_positions", "n_ctx", "seq_length", "max_seq_len", "max_sequence_length",
+    "model_max_length", "max_context_length",
+)  # fmt: skip
 WIDTHS = ("hidden_size", "n_embd", "d_model", "model_dim", "hidden_dim")
 
 UNPACKED_MOST = 64 << 20
@@ -55,9 +59,10 @@ class LoadedModel:
     def context(self) -> int | None:
         """The most tokens the model was made for, where its config says so."""
         for config in (self.config, self.config.get("text_config") or {}):
-            value = config.get("max_position_embeddings")
-            if isinstance(value, int) and value > 0:
-                return value
+            for name in CONTEXTS:
+                value = config.get(name)
+                if isinstance(value, int) and value > 0:
+                    return value
         return None
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
 
 from .errors import UsageError
@@ -13,9 +14,15 @@ THINK = ("plain", "feel", "off")
 
 def check_seed(seed: int | None) -> int | None:
     """``seed`` if MLX can take it, or there is none. Raises ``UsageError``."""
-    if seed is not None and not 0 <= seed < 2**63:
-        raise UsageError(f"seed is {seed}, wanted 0 to 2^63 - 1")
-    return seed
+    if seed is None:
+        return None
+    try:
+        number = operator.index(seed)  # a NumPy integer overflows where a seed is reckoned with
+    except TypeError:
+        number = -1
+    if not 0 <= number < 2**63:
+        raise UsageError(f"seed is {seed}, wanted a whole number, 0 to 2^63 - 1")
+    return number
 
 
 def check_text(text: str, what: str) -> str:

@@ -54,7 +54,8 @@ class Projector:
         weights = []
         for name in self.names:
             flat = vectors[name][chosen].reshape(-1).astype(np.float64)
-            weights.append(flat / (float(flat @ flat) * (vectors.scale(name) or 1.0)))
+            length = float(flat @ flat) * (vectors.scale(name) or 1.0)
+            weights.append(flat / (length or 1.0))  # a vector that is zero at all tapped layers reads 0
         self._weights = np.stack(weights, axis=1).astype(np.float32)  # (L * d, E)
         self._on_device = mx.array(self._weights)
         self._zero = np.zeros(len(self.names), np.float32)

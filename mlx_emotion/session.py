@@ -17,7 +17,7 @@ from .events import Done, Event, FeelingChanged, GuardTripped, Thought, Token
 from .guard import Guard, Scales
 from .models import EMBEDDED, LoadedModel
 from .options import Options, check_seed, check_text
-from .steering import Dose, Row, SteerableModel, Taps
+from .steering import Dose, Row, Span, SteerableModel, Taps
 from .templates import until_stop
 from .thinking import ANSWER, THOUGHT, Thoughts
 from .vectors import EmotionVectors
@@ -25,7 +25,6 @@ from .vectors import EmotionVectors
 if TYPE_CHECKING:
     from .readout import Projector
 
-Span = tuple[int, int | None, Dose | None]
 T = TypeVar("T")
 
 
@@ -130,6 +129,7 @@ class Session:
     def __init__(self, voice: Voice, feeling: Feeling, options: Options) -> None:
         self.voice, self.options = voice, options
         self.turns: list[Turn] = []
+        self.first = 0  # of the turns that the model still reads
         self._wanted = (feeling, voice.scales(feeling, options.scale))
         self._stop = threading.Event()
         self._answering = False
@@ -163,6 +163,7 @@ class Session:
     def reset(self) -> None:
         self.check_idle()
         self.turns.clear()
+        self.first = 0
         self._forget_cache()
 
     def change(self, options: Options) -> None:
@@ -173,6 +174,7 @@ class Session:
     def add(self, user: str, reply: str, felt: list[tuple[int, Feeling]]) -> None:
         """Append an exchange that was had elsewhere; ``felt`` are (index of the first token, feeling)."""
         self.check_idle()
+        check_text(user + reply, "the exchange")
         turn = Turn(user)
         if text := reply.strip():
             scales = [(i, self.voice.scales(f, self.options.scale)) for i, f in felt]
@@ -188,12 +190,13 @@ class Session:
         if not self.turns:
             raise UsageError("nothing to take back")
         self.turns.pop()
+        self.first = 0  # what was cut for a long message may fit again
 
     def outline(self, turns: list[Turn], scales: Scales) -> tuple[list[int], tuple[Span, ...]]:
         """The prompt of ``turns`` for a reply under ``scales``, and how the history was felt."""
         if self.options.history == "refeel":
             turns = [*(replace(t, felt=[(-1, scales)], before=None) for t in turns[:-1]), turns[-1]]
-        prompt, places = self._layout(self._fitting(turns))
+        _, prompt, places = self._fitting(turns)
         return prompt, tuple(self._plan(places))
 
     def longest(self, prompt: list[int]) -> int:
@@ -207,12 +210,16 @@ class Session:
             raise UsageError("a reply is still being written; read it to its end, or close it, before the next")
 
     def again(self, seed: int | None = None, stop: threading.Event | None = None) -> Iterator[Event]:
-        """Answer the last message again, under the feeling that is set now; ``stop`` is from ``ask``."""
+        """Answer the last message again, under the feeling that is set now; ``stop`` is from ``ask``.
+
+        The reply before stands if this one ends with nothing said.
+        """
         if not self.turns:
             raise UsageError("nothing to answer again yet")
-        self._check_ready(seed)
-        self.turns[-1] = Turn(self.turns[-1].user)
-        return self._answer(seed, stop or self.ask())
+        seed = self._check_ready(seed)
+        before = self.turns[-1]
+        self.turns[-1] = Turn(before.user)
+        return self._answer(seed, stop or self.ask(), before)
 
     def reply(self, text: str, seed: int | None = None, stop: threading.Event | None = None) -> Iterator[Event]:
         """Answer ``text``; yields events, the last of them ``Done``. An empty message is a ``UsageError``.
@@ -222,14 +229,14 @@ class Session:
         if not text.strip():
             raise UsageError("the message is empty")
         check_text(text, "the message")
-        self._check_ready(seed)
+        seed = self._check_ready(seed)
         self.turns.append(Turn(text))
         return self._answer(seed, stop or self.ask())
 
-    def _check_ready(self, seed: int | None) -> None:
+    def _check_ready(self, seed: int | None) -> int | None:
         self.voice.check_open()
-        check_seed(seed)
         self.check_idle()
+        return check_seed(seed)
 
     def _forget_cache(self) -> None:
         self._cached: list[int] = []
@@ -281,17 +288,23 @@ class Session:
             done = at + len(mark)
         return ids + template.encode(text[done:]), places
 
-    def _fitting(self, turns: list[Turn]) -> list[Turn]:
-        """The latest of ``turns`` that leave room for a reply in the model's context."""
-        context = self.voice.loaded.context
+    def _fitting(self, turns: list[Turn]) -> tuple[int, list[int], list[tuple[int, int, Turn]]]:
+        """The first of ``turns`` from which they leave room for a reply in the model's context; their ``_layout``."""
+        context, first = self.voice.loaded.context, min(self.first, len(turns) - 1)
         if context is None:
-            return turns
+            return first, *self._layout(turns[first:])
         room = context - min(self.options.max_tokens, context // 4)
-        while len(turns) > 1 and len(self._layout(turns)[0]) > room:
-            turns = turns[max(1, len(turns) // 4) :]  # several at once: each cut empties the cache
-        if len(turns) == 1 and (length := len(self._layout(turns)[0])) >= context:
-            raise UsageError(f"the message is too long: {length} tokens with its frame, the model reads {context}")
-        return turns
+        replies = sum(len(t.tokens) for t in turns[first:])
+        while first < len(turns) - 1 and replies > room:  # far too long, as a stored conversation may be
+            replies -= len(turns[first].tokens)
+            first += 1
+        prompt, places = self._layout(turns[first:])
+        while first < len(turns) - 1 and len(prompt) > room:
+            first += max(1, (len(turns) - first) // 4)  # several at once: each cut empties the cache
+            prompt, places = self._layout(turns[first:])
+        if len(prompt) >= context:
+            raise UsageError(f"the message is too long: {len(prompt)} tokens with its frame, the model reads {context}")
+        return first, prompt, places
 
     def _plan(self, places: list[tuple[int, int, Turn]]) -> list[Span]:
         """The spans of the history as it was felt, or under the one feeling that ``refeel`` put on it."""
@@ -300,11 +313,12 @@ class Session:
         for began, start, turn in places:
             felt = turn.felt or [(-1, ())]
             if everything:
-                spans.append((began, start - 1, self.voice.dose(felt[0][1] if turn.before is None else turn.before)))
+                began = max(began, spans[-1][1] or 0) if spans else began  # its end mark was felt as the reply was
+                spans.append((began, start - 1, felt[0][1] if turn.before is None else turn.before))
             end = start + len(turn.tokens) + turn.ended
             for (index, scales), later in zip(felt, [*felt[1:], None]):
                 last = end if later is None else min(end, start + later[0])  # a stop text may have cut the reply
-                spans.append((start + index, last, self.voice.dose(scales)))
+                spans.append((start + index, last, scales))
         return spans
 
     def _prepare(self, scales: Scales) -> tuple[list[int], int, Row]:
@@ -316,14 +330,14 @@ class Session:
         if self.options.history == "refeel":
             for turn in self.turns[:-1]:
                 turn.felt, turn.before = [(-1, scales)], None
-        prompt, places = self._layout(self._fitting(self.turns))
-        row = Row(self._plan(places))
+        self.first, prompt, places = self._fitting(self.turns)
+        row = Row(self._plan(places), make=self.voice.dose)
         # The last prompt token is computed under the feeling of this reply; with positions `all`, so is
         # everything since the reply before and its end mark, also if the message was answered already.
         begin = len(prompt) - 1
         if self.options.positions == "all":
             begin = (row.spans[-1][1] or 0) if row.spans else 0
-        row.set(self.voice.dose(scales), begin)
+        row.set(scales, begin)
         other = (i for i, (a, b) in enumerate(zip(self._cached, prompt)) if a != b)
         shared = next(other, min(len(self._cached), len(prompt) - 1))
         if self._cache is not None:  # keys and values are right only where they were felt as they are to be
@@ -342,7 +356,8 @@ class Session:
             self._cache[-1].rows = [row]
         return prompt, shared, row
 
-    def _answer(self, seed: int | None, stop: threading.Event) -> Iterator[Event]:
+    def _answer(self, seed: int | None, stop: threading.Event, before: Turn | None = None) -> Iterator[Event]:
+        """Answer the last turn, which takes the place of ``before``."""
         from mlx_lm import stream_generate
         from mlx_lm.sample_utils import make_sampler
 
@@ -357,7 +372,7 @@ class Session:
         feeling, scales = wanted
         thoughts = Thoughts(voice.loaded.tokenizer, template.opening(options.think != "off"), options.think != "off")
         said = {ANSWER: "", THOUGHT: ""}
-        muted = options.think == "plain" and thoughts.inside
+        muted = options.think != "feel" and thoughts.inside
         turn.felt, turn.before = [(-1, () if muted else scales)], scales if muted else None
         timeline = [(0, str(feeling))]
         reason, first = "cancelled", 0.0
@@ -374,7 +389,7 @@ class Session:
             projector = voice.projector() if options.readout else None
             prompt, shared, row = self._prepare(scales)
             if muted:
-                row.set(None, len(prompt) - 1)
+                row.set((), len(prompt) - 1)
             assert self._cache is not None
             watch = Watch(projector, row, len(prompt)) if projector is not None else None
             self._cache[-1].observe = watch.observe if watch else None
@@ -430,13 +445,13 @@ class Session:
                             reason = "loop"
                             break
                         event = GuardTripped(count, guard.factor)
-                    inside = options.think == "plain" and thoughts.inside
+                    inside = options.think != "feel" and thoughts.inside
                     if event is None and inside == muted:
                         continue
                     muted = inside
                     now = () if muted else guard.weakened(scales)
                     # The next forward pass is under way; the one after it is the first that can change.
-                    row.set(voice.dose(now), row.offset)
+                    row.set(now, row.offset)
                     turn.felt.append((count, now))
                     if event is not None:
                         yield event
@@ -461,6 +476,8 @@ class Session:
             turn.answered = bool(turn.raw)
             if not turn.answered:
                 turn.felt = []
+                if before is not None:
+                    self.turns[-1] = before
         seconds = time.perf_counter() - began - first
         yield Done(
             text=turn.reply,

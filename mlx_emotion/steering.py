@@ -21,6 +21,7 @@ from .errors import ModelError, UsageError
 from .layers import find_attention, find_layers
 
 SITES = ("attention", "residual")
+Span = tuple[int, int | None, Any]
 
 
 class Dose:
@@ -114,6 +115,8 @@ class Taps:
         chosen = range(self.count) if layers is None else sorted(set(layers))
         if any(not 0 <= i < self.count for i in chosen):
             raise UsageError(f"layers must be 0 to {self.count - 1}, this model has {self.count}")
+        if not chosen:
+            raise UsageError(f"no layers to steer were given, this model has 0 to {self.count - 1}")
         modules = [(i, find_attention(found[i]) if site == "attention" else found[i]) for i in chosen]
         self._modules = [(i, m) for i, m in modules if m is not None]
         if not self._modules:
@@ -214,19 +217,21 @@ class Taps:
 class Row:
     """The steering of one sequence: which positions get which dose. Shared by reference between caches.
 
-    ``spans`` are (start, end, dose) over token positions of the sequence, in order; ``end`` ``None``
-    is open. ``offset`` is how many tokens the model has seen.
+    ``spans`` are (start, end, dose) over token positions of the sequence, in order and without overlap; ``end``
+    ``None`` is open. ``offset`` is how many tokens the model has seen. In place of a dose there may be what ``make``
+    makes one of: a history of many feelings need not keep the vectors of each.
     """
 
-    spans: list[tuple[int, int | None, Dose | None]] = field(default_factory=list)
+    spans: list[Span] = field(default_factory=list)
     offset: int = 0
+    make: Callable[[Any], Dose | None] | None = None
 
     @classmethod
     def steered(cls, dose: Dose | None, start: int = 0) -> Row:
         """A row whose positions from ``start`` on get ``dose``."""
         return cls([(start, None, dose)])
 
-    def set(self, dose: Dose | None, start: int) -> None:
+    def set(self, dose: Any, start: int) -> None:
         """From position ``start`` on, ``dose``; what was planned before ``start`` stays."""
         self.spans = [(a, start if b is None or b > start else b, d) for a, b, d in self.spans if a < start]
         self.spans.append((start, None, dose))
@@ -239,29 +244,33 @@ class Row:
                 return edge
         return limit
 
-    def at(self, position: int) -> Dose | None:
-        """What ``position`` gets."""
+    def at(self, position: int) -> Any:
+        """What ``position`` gets, as it stands in ``spans``."""
         return next((d for a, b, d in self.spans if a <= position and (b is None or position < b)), None)
 
     def pieces(self, count: int) -> list[tuple[int, int, Dose]]:
         """(first, last + 1, dose) within the next ``count`` tokens, relative to the first of them."""
         if count == 1 and self.spans:  # decoding
-            start, end, dose = self.spans[-1]
+            start, end, what = self.spans[-1]
             if end is None and start <= self.offset:
+                dose = self._made(what)
                 return [] if dose is None else [(0, 1, dose)]
         found = []
-        for start, end, dose in self.spans:
+        for start, end, what in self.spans:
             low = max(start - self.offset, 0)
             high = count if end is None else min(end - self.offset, count)
-            if dose is not None and low < high:
+            if low < high and (dose := self._made(what)) is not None:
                 found.append((low, high, dose))
         return found
 
+    def _made(self, what: Any) -> Dose | None:
+        return what if self.make is None or what is None or isinstance(what, Dose) else self.make(what)
 
-def _alike(one: Dose | None, other: Dose | None) -> bool:
-    if one is None or other is None:
-        return one is other
-    return one is other or np.array_equal(one.vector, other.vector)
+
+def _alike(one: Any, other: Any) -> bool:
+    if isinstance(one, Dose) and isinstance(other, Dose):
+        return one is other or np.array_equal(one.vector, other.vector)
+    return one == other
 
 
 class Sums:
@@ -334,6 +343,17 @@ class Sums:
         mx.async_eval(self.totals, self.norms, self.counts)
 
 
+def _laid_out(pieces: list[tuple[int, int, mx.array]], count: int, like: mx.array) -> mx.array:
+    """``[1, count, d]``: each of ``pieces`` (first, last + 1, ``[1, 1, d]``) in its place, zeros between."""
+    width, laid, at = like.shape[-1], [], 0
+    for low, high, delta in [*pieces, (count, count, like)]:
+        if at < low:
+            laid.append(mx.zeros((1, low - at, width), like.dtype))
+        laid.append(mx.broadcast_to(delta, (1, high - low, width)))
+        at = high
+    return mx.concatenate(laid, axis=1)
+
+
 class SteeringCache:
     """The extra entry at the end of a prompt cache list; speaks the batching protocol of mlx-lm's caches."""
 
@@ -356,17 +376,12 @@ class SteeringCache:
             return self._whole_rows(doses, layers)
         out: list[mx.array | None] = []
         for layer in range(layers):
-            total = None
-            for b, row in enumerate(pieces):
-                for low, high, dose in row:
-                    delta = dose.deltas[layer]
-                    if delta is None:
-                        continue
-                    mask = np.zeros((len(pieces), count, 1), np.float32)
-                    mask[b, low:high] = 1
-                    term = mx.array(mask).astype(delta.dtype) * delta
-                    total = term if total is None else total + term
-            out.append(total)
+            rows = [
+                [(low, high, delta) for low, high, dose in row if (delta := dose.deltas[layer]) is not None]
+                for row in pieces
+            ]
+            like = next((delta for row in rows for _, _, delta in row), None)
+            out.append(None if like is None else mx.concatenate([_laid_out(row, count, like) for row in rows]))
         return out
 
     def _whole_rows(self, doses: list[Dose | None], layers: int) -> list[mx.array | None]:

@@ -1,8 +1,10 @@
 """The thread that owns MLX: streams that are left, interrupted, or have other work between their items."""
 
+import gc
 import subprocess
 import sys
 import threading
+import weakref
 
 import pytest
 
@@ -72,6 +74,38 @@ def test_closing_a_stream_stops_and_closes_the_work(engine):
     stream.close()
     assert closed.is_set()
     assert stop.is_set()
+
+
+def test_a_reader_interrupted_while_the_thread_has_other_work_leaves_nothing_open(engine, monkeypatch):
+    begun, gate = [], threading.Event()
+
+    def work():
+        begun.append(1)
+        yield 1
+
+    def interrupted(job):
+        engine.submit(job)
+        raise KeyboardInterrupt
+
+    engine.submit(gate.wait)
+    stop = threading.Event()
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "run", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            next(engine.stream(work, stop))
+    gate.set()
+    engine.run(lambda: None)
+    assert (begun, engine._open, stop.is_set()) == ([], [], True)
+
+
+def test_a_model_that_is_closed_and_forgotten_is_gone(tiny_model_path):
+    """Without another job on the thread."""
+    model = mlx_emotion.load(str(tiny_model_path))
+    taps = weakref.ref(model._voice.taps)
+    model.close()
+    del model
+    gc.collect()
+    assert taps() is None
 
 
 def test_an_exception_of_the_work_is_raised_in_the_reader(engine):

@@ -12,6 +12,7 @@ from mlx_emotion.errors import Interrupted, UsageError
 from mlx_emotion.extraction import Plan
 from mlx_emotion.files import extraction_folder
 from mlx_emotion.library import lost_by, make_pack, pack_path
+from mlx_emotion.model import find_packs
 from mlx_emotion.vectors import EmotionVectors
 
 QUERIES = {"fear": ["who is there", "what was that"], "joy": ["we won", "a gift"]}
@@ -86,3 +87,11 @@ def test_the_only_pack_says_which_site(model, tiny_model_path, tmp_path):
     assert mlx_emotion.load(str(tiny_model_path)).site == "residual"
     shutil.move(made.path, tmp_path / "away.safetensors")
     assert mlx_emotion.load(str(tiny_model_path)).site == "attention"
+
+
+def test_what_was_extracted_last_comes_before_copies_of_other_names(model):
+    made = make_pack(model, plan=plan(), calibrate=False)
+    path = pack_path(model)
+    shutil.copy(path, path.with_name(f"{path.stem}-old.safetensors"))
+    shutil.copy(path, path.with_name("a.safetensors"))
+    assert find_packs(model.identity)[0] == path == made.path

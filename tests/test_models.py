@@ -88,3 +88,18 @@ def test_a_download_tells_its_bytes_and_paints_nothing(tmp_path, monkeypatch, ca
     assert found == ("owner/name", "abc", folder)
     assert told == [(5, 10), (10, 10), (50, 100), (100, 100)]
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("config", "context"),
+    [
+        ({"max_position_embeddings": 64, "n_positions": 128}, 64),
+        ({"n_positions": 128}, 128),
+        ({"seq_length": 128}, 128),
+        ({"model_max_length": 128}, 128),
+        ({"text_config": {"max_position_embeddings": 64}}, 64),
+        ({"max_position_embeddings": "many"}, None),
+    ],
+)
+def test_the_context_is_known_by_many_names(config, context):
+    assert models.LoadedModel(None, None, config, None, None, None).context == context

@@ -1,15 +1,20 @@
 """Conversations on a tiny random model: cache, change of feeling, history, guard, stop, seeds."""
 
 import copy
+import gc
+import itertools
 
 import numpy as np
 import pytest
 
 import mlx_emotion
-from mlx_emotion.errors import MLXEmotionError, ModelError, PackError, UsageError
+from mlx_emotion.errors import MLXEmotionError, ModelError, PackError, QueryError, UsageError
 from mlx_emotion.events import Done, FeelingChanged, GuardTripped, Token
 from mlx_emotion.files import extraction_folder
+from mlx_emotion.models import LoadedModel
 from mlx_emotion.session import Session
+from mlx_emotion.steering import Dose
+from mlx_emotion.templates import ChatTemplate
 from mlx_emotion.vectors import EmotionVectors, PackInfo
 
 
@@ -261,6 +266,37 @@ def test_positions_all_begin_after_the_end_mark_of_the_reply_before(model):
     assert [b for _, b, _ in spans[:-1]][-1] == spans[-1][0]
 
 
+@pytest.mark.parametrize("positions", ["response", "all"])
+def test_replies_that_ended_are_computed_again_as_they_were(embedded, positions):
+    """Their end mark, too, has one dose."""
+    chat = embedded.chat("fear", positions=positions, temperature=0, max_tokens=40)
+    for feeling in ("joy", "fear:0.3", "joy:0.7"):
+        assert say(chat, "I heard a noise.", seed=1)[-1].finish_reason == "stop"
+        chat.feel(feeling)
+    spans = chat._session._cache[-1].rows[0].spans
+    assert [b for _, b, _ in spans[:-1]] == [a for a, _, _ in spans[1:]] or positions == "response"
+    assert all(before[1] <= after[0] for before, after in itertools.pairwise(spans))
+    say(chat, "And now?", seed=1)
+    check_afresh(chat)
+
+
+def test_a_feeling_that_drifts_with_every_token_keeps_no_vectors(model):
+    def doses():
+        gc.collect()
+        return sum(type(o) is Dose for o in gc.get_objects())
+
+    chat = model.chat("fear", temperature=0, max_tokens=30)
+    before, changes = doses(), 0
+    for _ in range(3):
+        for n, event in enumerate(chat.stream("hello")):
+            changes += isinstance(event, FeelingChanged)
+            chat.feel({"fear": 0.5 + n / 100, "joy": changes / 100})
+    assert changes > 60
+    assert doses() - before <= 20
+    say(chat, "and now")
+    check_afresh(chat)
+
+
 @pytest.mark.parametrize("to", ["response", "all"])
 def test_other_positions_are_computed_anew(model, to):
     chat = model.chat("fear", positions="all" if to == "response" else "response", temperature=0, max_tokens=8)
@@ -334,6 +370,31 @@ def test_stopped_while_the_prompt_is_read_what_was_read_is_kept(model, monkeypat
     check_afresh(chat)
 
 
+def test_again_stopped_before_its_first_word_leaves_the_reply_before(model):
+    chat = model.chat("fear", temperature=0, max_tokens=6)
+    first = say(chat, "hello")[-1]
+    again = chat.again("joy")
+    chat.stop()
+    (done,) = again
+    assert (done.finish_reason, done.tokens) == ("cancelled", 0)
+    assert chat.messages == [{"role": "user", "content": "hello"}, {"role": "assistant", "content": first.text}]
+    chat.feel("fear")
+    say(chat, "and now")
+    check_afresh(chat)
+
+
+def test_stop_ends_a_comparison(model):
+    answers = model.chat(max_tokens=40, temperature=0).compare("hello", ["neutral", "fear"])
+    chat = model.chat(max_tokens=40, temperature=0)
+    events = []
+    for answer in chat.compare("hello", ["neutral", "fear"]):
+        events.append(answer.event)
+        if len(events) == 3:
+            chat.stop()
+    assert [e.finish_reason for e in events if isinstance(e, Done)] == ["cancelled"] * 2
+    assert len(events) < 12 < len(list(answers))
+
+
 def test_stop_keeps_what_came_and_the_conversation_goes_on(model):
     chat = model.chat(max_tokens=200)
     text = ""
@@ -384,6 +445,34 @@ def test_old_turns_leave_when_the_context_is_full(model):
     assert len(chat.messages) == 24
 
 
+def test_a_full_context_is_cut_seldom(model, monkeypatch):
+    """And between two cuts, what is new is all that is computed."""
+    monkeypatch.setattr(LoadedModel, "context", 1200)
+    chat = model.chat(temperature=0, max_tokens=12)
+    firsts, anew = [], []
+    for n in range(40):
+        done = say(chat, f"hello {n}")[-1]
+        firsts.append(chat._session.first)
+        anew.append(done.prefilled > done.prompt_tokens / 2)
+    cuts = sum(a != b for a, b in itertools.pairwise(firsts))
+    assert 2 <= cuts <= 8
+    assert sum(anew[1:]) == cuts
+    chat.drop()
+    chat.reset()
+    assert say(chat, "hello")[-1].prefilled
+
+
+def test_a_long_stored_conversation_is_not_laid_out_to_be_cut(model, monkeypatch):
+    rendered = []
+    render = ChatTemplate.render
+    monkeypatch.setattr(ChatTemplate, "render", lambda *given, **more: rendered.append(1) or render(*given, **more))
+    chat = model.chat(temperature=0, max_tokens=4)
+    for n in range(300):
+        chat.add(f"hello {n}", "a stored reply of some words")
+    say(chat, "and now")
+    assert len(rendered) < 60
+
+
 def test_a_reply_ends_where_the_context_does(model):
     context = model._voice.loaded.context
     frame = model.generate("x", max_tokens=1).prompt_tokens - 1
@@ -422,6 +511,28 @@ def test_wrong_feelings_and_messages(model):
         model.chat("anger")
     with pytest.raises(UsageError, match="the message is empty"):
         model.generate("  ")
+    chat = model.chat(max_tokens=2)
+    with pytest.raises(UsageError, match="the exchange is not valid UTF-8"):
+        chat.add("half \ud800", "hello")
+    assert model.generate("hello", seed=np.int64(5), max_tokens=2).seed == 5
+    for seed in (1.5, -1, "one"):
+        with pytest.raises(UsageError, match=f"seed is {seed}, wanted a whole number"):
+            say(chat, "hello", seed=seed)
+    assert chat.messages == []
+
+
+@pytest.mark.parametrize(
+    ("queries", "says"),
+    [
+        ({"fear": "Hi?"}, "queries: 'fear' must be a list of questions"),
+        ({"fear": []}, "queries: 'fear' must be a list of questions that is not empty"),
+        ({"fear": [1]}, "queries: question 0 of 'fear' is 1, wanted text"),
+        ({1: ["Hi?"]}, "queries: 1 cannot be the name of an emotion"),
+    ],
+)
+def test_wrong_queries(model, queries, says):
+    with pytest.raises(QueryError, match=says):
+        mlx_emotion.extract(model, queries=queries)
 
 
 def test_a_pack_of_another_model_is_refused_unless_forced(model, tiny_model_path, tmp_path):

@@ -137,6 +137,13 @@ def test_off_closes_the_block_at_once(voice):
     assert steered == ["\n", "o", "k"]
 
 
+def test_off_leaves_a_block_alone_that_the_template_opens_all_the_same(voice):
+    _, events, steered, plain = talk(voice(OPENED, "opened"), think="off")
+    assert (said(events, Thought), said(events, Token)) == ("hm", "ok")
+    assert {"h", "m"} <= set(plain)
+    assert steered == ["o", "k"]
+
+
 def test_a_model_that_does_not_think_after_all_is_steered_from_its_first_words_on(voice):
     _, events, steered, _ = talk(voice(FREE, "silent"))
     assert not said(events, Thought)

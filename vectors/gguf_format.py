@@ -28,10 +28,18 @@ SPARE = 16 << 20
 """Bytes of a file that may be something else than vectors."""
 
 
-def read(path: Path, model: Identity) -> tuple[np.ndarray, PackInfo | None, np.ndarray | None]:
+# llama.cpp's names of architectures where they are not ours without dashes.
+LLAMA_CPP = {
+    "cohere": "commandr", "deepseek_v2": "deepseek2", "deepseek_v3": "deepseek2", "gemma3_text": "gemma3",
+    "mistral": "llama", "mixtral": "llama", "phi": "phi2",
+}  # fmt: skip
+
+
+def read(path: Path, model: Identity, force: bool = False) -> tuple[np.ndarray, PackInfo | None, np.ndarray | None]:
     """(vector ``[L, d]`` float32, metadata, activation norm ``[L]``) of a control vector for ``model``.
 
-    The latter two are ``None`` in a file that this project did not write. Raises ``PackError``.
+    The latter two are ``None`` in a file that this project did not write. ``force`` takes one whose hint names
+    another architecture. Raises ``PackError``.
     """
     fields, tensors = _open(path, model)
     found = np.zeros((model.layers, model.width), np.float32)
@@ -52,8 +60,12 @@ def read(path: Path, model: Identity) -> tuple[np.ndarray, PackInfo | None, np.n
     text = fields.get(f"{OWN}.pack")
     if text is None:
         hint = fields.get(f"{KIND}.model_hint")
-        if hint not in (None, model.architecture):
-            raise PackError(f"{path}: made for architecture {hint}, {model.id} is {model.architecture}")
+        names = {model.architecture, LLAMA_CPP.get(model.architecture, model.architecture)}
+        if not force and hint is not None and _plain(hint) not in map(_plain, names):
+            raise PackError(
+                f"{path}: made for architecture {hint!s:.60}, {model.id} is {model.architecture}; "
+                "--force imports it all the same"
+            )
         return found, None, None
     try:
         info = PackInfo.from_json(text)
@@ -69,6 +81,10 @@ def read(path: Path, model: Identity) -> tuple[np.ndarray, PackInfo | None, np.n
         raise PackError(f"{path}: its {OWN} metadata is broken: {error}") from None
     found[0] = first
     return found, info, norm
+
+
+def _plain(architecture: Any) -> str:
+    return re.sub(r"[-_]", "", str(architecture).lower())
 
 
 def _open(path: Path, model: Identity) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

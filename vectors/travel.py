@@ -55,7 +55,7 @@ def _import(path: Path, model: Identity, site: str | None, force: bool) -> Emoti
     info: PackInfo | None = None
     norm: np.ndarray | None = None
     if path.suffix == gguf_format.SUFFIX:
-        vector, info, norm = gguf_format.read(path, model)
+        vector, info, norm = gguf_format.read(path, model, force)
         if site not in (None, "residual"):
             raise UsageError(f"{path}: a GGUF control vector acts on a layer's output, site residual, not {site}")
         site = "residual"

@@ -23,7 +23,7 @@ from ..events import Done
 from ..extraction import library_versions
 from ..files import atomic_write
 from ..models import EMBEDDED
-from ..session import Options, Session, Turn, Voice
+from ..session import Options, Session, Voice
 from ..steering import Dose
 from ..vectors import EmotionVectors, Identity
 from .plan import METHODS, Plan, Settings, Task, other_settings, uncalibrated
@@ -441,14 +441,16 @@ def _converse(
     feeling = Feeling(((condition.emotion, 1.0),)) if condition.scales else Feeling()
     limit = turn_limit(voice, tasks, s.max_tokens) if s.think == "off" else s.max_tokens
     options = Options(temperature=s.temperature, top_p=s.top_p, max_tokens=limit, guard=False, think=s.think)
-    session = _Conversation(voice, feeling, options)
+    session = Session(voice, feeling, options)
     for task in tasks:
         if stopped():
             return
         draws = s.seed * 1_000_003 + zlib.crc32(task.query.id.encode())
         for event in session.reply(task.text, draws):
             if isinstance(event, Done):
-                kept = session.opening_kept if condition.instruction else None
+                # A full context loses the first turns, and one without an answer is left out of the prompt, too.
+                begun = session.first == 0 and (len(session.turns) == 1 or session.turns[0].answered)
+                kept = begun if condition.instruction else None
                 yield Answer(task, session.turns[-1].tokens, event.text, event.finish_reason, in_prompt=kept)
 
 
@@ -468,18 +470,6 @@ class Answer(Finished):
     """``in_prompt``: whether the instruction that opened the conversation still was in the prompt."""
 
     in_prompt: bool | None = None
-
-
-class _Conversation(Session):
-    """A session that knows whether the model still saw how it began: a full context loses the first turns."""
-
-    opening_kept = True
-
-    def _fitting(self, turns: list[Turn]) -> list[Turn]:
-        kept = super()._fitting(turns)
-        first = self.turns[0]  # one without an answer is left out of the prompt, too
-        self.opening_kept = kept[0] is first and (first.answered or first is turns[-1])
-        return kept
 
 
 def _line(task: Task, answer: Finished) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 from ..emotions import BASE
 from ..errors import QueryError
@@ -33,10 +34,15 @@ def read(path: str | Path, name: str | None = None) -> tuple[dict[str, list[str]
         raise QueryError(f"{path}: {error.strerror or error}") from None
     except (ValueError, RecursionError) as error:
         raise QueryError(f"{path}: not JSON: {error}") from None
+    return check(data, path), {"name": name or path.name, "sha256": hashlib.sha256(raw).hexdigest()}
+
+
+def check(data: Any, path: str | Path) -> dict[str, list[str]]:
+    """``data`` if it is a query set. Raises ``QueryError``, which names ``path``."""
     if not isinstance(data, dict) or not data:
         raise QueryError(f'{path}: wanted one JSON object, {{"emotion": ["question", ...], ...}}')
     for emotion, questions in data.items():
-        if emotion == BASE or not emotion.isprintable() or not emotion.strip():
+        if not isinstance(emotion, str) or emotion == BASE or not emotion.isprintable() or not emotion.strip():
             raise QueryError(f"{path}: {emotion!r} cannot be the name of an emotion")
         if not isinstance(questions, list) or not questions:
             raise QueryError(f"{path}: {emotion!r} must be a list of questions that is not empty")
@@ -47,4 +53,4 @@ def read(path: str | Path, name: str | None = None) -> tuple[dict[str, list[str]
                 question.encode()
             except UnicodeEncodeError:
                 raise QueryError(f"{path}: question {n} of {emotion!r} has half a character in it") from None
-    return data, {"name": name or path.name, "sha256": hashlib.sha256(raw).hexdigest()}
+    return data

@@ -117,7 +117,7 @@ class Terminal:
 
 
 def endless(folder: Path) -> list[str]:
-    """Options for the embedded model, copied to ``folder`` without end mark and line ends: it says as much as is asked for."""
+    """Options for the embedded model, copied to ``folder`` without its end mark: it says as much as is asked for."""
     import mlx.core as mx
 
     from mlx_emotion.models import embedded_path
@@ -128,7 +128,9 @@ def endless(folder: Path) -> list[str]:
         config = json.loads((folder / "config.json").read_text())
         weights = mx.load(str(folder / "model.safetensors"))
         pieces = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
-        line_ends = [number for piece, number in pieces.items() if "Ċ" in piece]  # after pages of its own it said no else
+        line_ends = [
+            number for piece, number in pieces.items() if "Ċ" in piece
+        ]  # after pages of its own it said no else
         for name in ("scales", "biases"):  # embeddings are tied: what is zero here is not said
             weights[f"model.embed_tokens.{name}"][mx.array([config["eos_token_id"], *line_ends])] = 0
         mx.save_safetensors(str(folder / "model.safetensors"), weights, {"format": "mlx"})

@@ -94,6 +94,19 @@ def test_a_file_from_another_models_pack_is_refused_unless_forced(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("hint", "architecture"),
+    [("llama", "mistral"), ("qwen2moe", "qwen2_moe"), ("command-r", "cohere"), ("phi3", "phi3")],
+)
+def test_llama_cpps_names_of_architectures(hint, architecture, tmp_path):
+    path = foreign(tmp_path / "joy.gguf", {1: ones()}, hint=hint)
+    assert list(import_files([path], dataclasses.replace(IDENTITY, architecture=architecture))) == ["joy"]
+    other = dataclasses.replace(IDENTITY, architecture="gemma")
+    with pytest.raises(PackError, match=f"made for architecture {hint}, .* is gemma; --force"):
+        import_files([path], other)
+    assert list(import_files([path], other, force=True)) == ["joy"]
+
+
+@pytest.mark.parametrize(
     ("directions", "options", "told"),
     [
         ({1: ones(15)}, {}, r"direction.1 is float32 \(15,\), wanted float32 or float16 \(16,\)"),
