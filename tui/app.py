@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 from textual import events
-from textual.app import App, ComposeResult, SystemCommand
+from textual.app import ComposeResult, SystemCommand
 from textual.binding import Binding
 from textual.containers import Horizontal, Vertical
 from textual.screen import Screen
@@ -28,6 +28,7 @@ from . import messages
 from .box import LOW, MessageBox
 from .commands import MainScreen, commands
 from .feelings import Feelings
+from .keyboard import KeysInOrder
 from .loading import Loader
 from .looks import DARK, LIGHT, MARKDOWN, blend, readable_bytes
 from .panel import Panel, binding, feeling_line
@@ -53,7 +54,7 @@ WELCOME = (
 )
 
 
-class EmotionApp(App[None]):
+class EmotionApp(KeysInOrder):
     """Talk with a model that feels something. ``load`` and ``store`` replace the real ones in tests.
 
     The parts: ``loader`` gets models, ``feelings`` holds what is felt, ``talk`` the conversation.

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import pytest
+from textual import events
 from textual.binding import Binding
 from textual.dom import DOMNode
 
@@ -1072,3 +1073,33 @@ def test_the_docs_list_every_key():
     page = (Path(__file__).parents[2] / "docs" / "app.md").read_text(encoding="utf-8")
     for name, (keys, what) in KEYS.items():
         assert f"| `{name}` | {', '.join(f'`{k}`' for k in keys.split(','))} | {what} |" in page
+
+
+def type_ahead(app, *keys: str) -> None:
+    """Keys that come all at once, as over a slow line."""
+    for key in keys:
+        character = key if len(key) == 1 else " " if key == "space" else None
+        app.post_message(events.Key(key, character))
+
+
+async def test_keys_that_come_all_at_once_go_where_those_before_them_led(make_app):
+    app = make_app(feeling="joy:0.8")
+    async with app.run_test(size=(100, 30)) as pilot:
+        await ready(pilot)
+        app.box.focus()
+        await pilot.pause()
+        type_ahead(app, *"joy ", "tab", "n", "tab", *"n at last")
+        await until(pilot, lambda: app.box.text == "joy n at last")
+        assert app.chat.feeling.neutral
+        type_ahead(app, "enter")
+        await answered(pilot, 1)
+        type_ahead(app, "ctrl+f", *"hello", "enter", "escape", *"back")
+        await until(pilot, lambda: app.box.text == "back")
+        assert app.finder.value == "hello" or not app.finder.display
+        type_ahead(app, "ctrl+t")
+        await until(pilot, lambda: "6 chosen" in text_of(app))
+        type_ahead(app, *["space", "down"] * 3)
+        await until(pilot, lambda: "3 chosen" in text_of(app))
+        type_ahead(app, "escape", "ctrl+o", "down", "enter", *"!")
+        await until(pilot, lambda: app.box.text == "back!")
+        assert len(app.screen_stack) == 1

@@ -1,0 +1,63 @@
+"""Keys act one after another, also those that come faster than they are dealt with."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+
+from textual import events
+from textual.app import App
+from textual.message_pump import MessagePump
+
+PATIENCE = 0.5
+"""Seconds that a key is waited for at most: a part of the app may have gone, or have much else to do."""
+
+
+class KeysInOrder(App[None]):
+    """An app whose keys wait for the key before.
+
+    Textual hands a key to what has the focus when it arrives, while the key before may still be on its way through
+    the widgets and about to move the focus: what was typed after Tab then went to where Tab came from.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._waiting: deque[events.Key] = deque()
+        self._turn: events.Key | None = None  # the one under way, or the next, on its way back to here
+        self._settling: asyncio.Task[None] | None = None
+
+    async def on_event(self, event: events.Event) -> None:
+        if not isinstance(event, events.Key) or event.is_forwarded:
+            await super().on_event(event)
+            return
+        if self._turn not in (None, event):
+            self._waiting.append(event)
+            return
+        self._turn, target = event, self.focused or self.screen
+        try:
+            await super().on_event(event)
+        finally:
+            self._settling = asyncio.create_task(self._settle(target))
+
+    async def _settle(self, target: MessagePump) -> None:
+        """Wait until a key has gone through ``target`` and what is around it, then let the next one go."""
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._passed_through(target), PATIENCE)
+        self._turn = self._waiting.popleft() if self._waiting else None
+        if self._turn is not None:
+            self.post_message(self._turn)
+
+    async def _passed_through(self, target: MessagePump) -> None:
+        around = list(target.ancestors_with_self)  # type: ignore[attr-defined]  # a widget's or a screen's
+        for node in (*around, *around):  # the second time for what was told on the way
+            await _passed(node)
+        if self.screen not in around:  # a new one, that is to find its focus
+            await _passed(self.screen)
+
+
+async def _passed(node: MessagePump) -> None:
+    """Wait until ``node`` has dealt with all that waits there now."""
+    done = asyncio.Event()
+    if node.is_running and node.call_later(done.set):
+        await done.wait()
