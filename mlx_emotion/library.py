@@ -99,18 +99,22 @@ def pack_path(model: Model) -> Path:
 
 
 def lost_by(model: Model, plan: Plan) -> str:
-    """What a pack of ``plan`` in the usual place would take away from the one in use now; empty if nothing."""
+    """What a pack of ``plan`` would take away that the one in use now has; empty if nothing.
+
+    It would be written over it, or, where that one came with the program or has another name, be used in its place.
+    """
     from .model import find_packs
     from .vectors import read_info
 
     found = find_packs(model.identity, model.site)
     if not found:
         return ""
-    old = read_info(found[0]).emotions
+    old, place = read_info(found[0]).emotions, pack_path(model)
+    instead = "" if found[0] == place else f"; the new one, {place}, would be used in its place"
     if missing := sorted(set(old) - set(plan.queries)):
-        return f"{found[0]} also has {', '.join(missing)}, which would be lost"
+        return f"{found[0]} also has {', '.join(missing)}" + (instead or ", which would be lost")
     if fewer := [n for n, entry in old.items() if int(entry.get("count") or 0) > len(plan.queries[n])]:
-        return f"{found[0]} was made with more queries ({old[fewer[0]]['count']} for {fewer[0]})"
+        return f"{found[0]} was made with more queries ({old[fewer[0]]['count']} for {fewer[0]}){instead}"
     return ""
 
 
@@ -156,7 +160,7 @@ def make_pack(
 
     plan = plan or Plan.make(limit=limit)
     if path is None and not replace and (lost := lost_by(model, plan)):
-        raise UsageError(f"{lost}; it was left as it is")
+        raise UsageError(f"{lost}; nothing was made")
     path = path or pack_path(model)
     check_writable(path, PackError)  # before hours of work, not after
     interrupted = threading.Event()

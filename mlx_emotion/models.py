@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import ModelError
+from .errors import ModelError, UsageError
+from .files import config_file
 from .files import load_config as load_settings
 from .templates import ChatTemplate
 from .vectors import Identity
@@ -85,8 +86,11 @@ def embedded_path() -> Path:
 
 
 def default_model() -> str:
-    """The configured default model, else the embedded one."""
-    return str(load_settings().get("model") or EMBEDDED)
+    """The configured default model, else the embedded one. Raises ``UsageError`` for one that is no name."""
+    name = load_settings().get("model", EMBEDDED)
+    if not isinstance(name, str) or not name:
+        raise UsageError(f"{config_file()}: model is {name!r}, wanted a folder or a Hugging Face id")
+    return name
 
 
 def resolve(

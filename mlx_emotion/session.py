@@ -303,7 +303,9 @@ class Session:
             first += max(1, (len(turns) - first) // 4)  # several at once: each cut empties the cache
             prompt, places = self._layout(turns[first:])
         if len(prompt) >= context:
-            raise UsageError(f"the message is too long: {len(prompt)} tokens with its frame, the model reads {context}")
+            raise UsageError(
+                f"the message is too long: {len(prompt)} tokens with its frame, the model reads {context}; shorten it"
+            )
         return first, prompt, places
 
     def _plan(self, places: list[tuple[int, int, Turn]]) -> list[Span]:

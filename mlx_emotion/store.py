@@ -13,14 +13,17 @@ import math
 import sqlite3
 import threading
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import StoreError
 from .files import atomic_write, conversations_folder
+
+if TYPE_CHECKING:
+    from .events import Done
 
 FORMAT = "mlx-emotion conversation"
 FORMAT_VERSION = 1
@@ -52,7 +55,8 @@ class Reply:
     """One reply. ``state`` is ``writing`` (or cut off, if nothing writes it any more), or how it ended.
 
     ``timeline`` are (index of the first token, feeling); ``model`` and ``pack`` are ids, ``fingerprint``
-    the model's. ``thinking`` is the reasoning block before ``text``, and took ``thinking_tokens`` of the tokens.
+    the model's; ``scale`` is the raw multiplier, where one took the place of calibrated intensities. ``thinking``
+    is the reasoning block before ``text``, and took ``thinking_tokens`` of the tokens.
     """
 
     text: str = ""
@@ -69,6 +73,7 @@ class Reply:
     error: str | None = None
     thinking: str = ""
     thinking_tokens: int = 0
+    scale: float | None = None
     created: str = field(default_factory=now)
     id: str = field(default_factory=new_id)
 
@@ -76,6 +81,21 @@ class Reply:
     def partial(self) -> bool:
         """Whether the text is not all that would have been said."""
         return self.state in (WRITING, "cancelled", "failed")
+
+    def ended(self, done: Done) -> Reply:
+        """The same reply as it ended."""
+        return replace(
+            self,
+            text=done.text,
+            thinking=done.thinking,
+            state=done.finish_reason,
+            feeling=done.feeling,
+            timeline=done.timeline,
+            seed=done.seed,
+            guard=done.guard,
+            tokens=done.tokens,
+            tokens_per_second=round(done.tokens_per_second, 2),
+        )
 
 
 @dataclass(frozen=True)
@@ -154,6 +174,10 @@ def _schema_2(db: sqlite3.Connection) -> None:
     db.execute("ALTER TABLE replies ADD COLUMN thinking_tokens INTEGER NOT NULL DEFAULT 0")
 
 
+def _schema_3(db: sqlite3.Connection) -> None:
+    db.execute("ALTER TABLE replies ADD COLUMN scale REAL")
+
+
 _FAILURES = (sqlite3.Error, UnicodeEncodeError, OverflowError)
 """What SQLite raises, and what Python does for a text or a number that SQLite has no room for."""
 
@@ -172,7 +196,7 @@ def _identity(path: Path) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
-MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_schema_1, _schema_2)
+MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_schema_1, _schema_2, _schema_3)
 """Migration n brings a file from schema n to n + 1; the file's number is its ``user_version``."""
 
 
@@ -494,8 +518,7 @@ class Store:
             raise StoreError(f"no conversation {conversation!r}")
         row = found[0]
         head = {n: row[n] for n in ("title", "model", "created", "updated")}
-        exchanges = [asdict(e) for e in self._exchanges(conversation)]
-        return {"format": FORMAT, "version": FORMAT_VERSION, **head, "exchanges": exchanges}
+        return exported(head, self._exchanges(conversation))
 
     def import_(self, data: Any) -> str:
         """Store what ``export`` made as a new conversation; returns its id. Raises ``StoreError``."""
@@ -517,6 +540,11 @@ class Store:
             return self.import_(data)
         except StoreError as error:
             raise StoreError(f"{path}: {error}") from None
+
+
+def exported(head: Mapping[str, str], exchanges: Iterable[Exchange]) -> dict[str, Any]:
+    """A conversation as ``Store.import_`` reads it; ``head`` has its title, model, created and updated."""
+    return {"format": FORMAT, "version": FORMAT_VERSION, **head, "exchanges": [asdict(e) for e in exchanges]}
 
 
 def markdown(data: dict[str, Any]) -> str:
@@ -585,7 +613,7 @@ _REPLY_KINDS: dict[str, Any] = {
     "fingerprint": str, "pack": (str, type(None)), "guard": bool, "tokens": int, "tokens_per_second": (int, float),
     "error": (str, type(None)), "created": str, "id": str,
 }  # fmt: skip
-_ADDED_LATER: dict[str, Any] = {"thinking": str, "thinking_tokens": int}
+_ADDED_LATER: dict[str, Any] = {"thinking": str, "thinking_tokens": int, "scale": (int, float, type(None))}
 
 
 def _fields(what: str, value: Any, kinds: dict[str, Any]) -> dict[str, Any]:

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 import mlx_emotion
-from mlx_emotion import calibration
+from mlx_emotion import Store, calibration
 from mlx_emotion.cli import main
 from mlx_emotion.cli.options import one_line
+from mlx_emotion.files import config_file
 from mlx_emotion.vectors import EmotionVectors, PackInfo
 
 
@@ -214,7 +215,12 @@ def test_save_writes_the_conversation(chat, tmp_path):
     path = tmp_path / "talk.json"
     assert chat(f"hello\n/save {path}\n", "--max-tokens", "5")[0] == 0
     saved = json.loads(path.read_text())
-    assert [m["role"] for m in saved["messages"]] == ["user", "assistant"]
+    (exchange,) = saved["exchanges"]
+    assert (exchange["user"], len(exchange["replies"])) == ("hello", 1)
+    store = Store()
+    (back,) = store.exchanges(store.import_file(path))
+    store.close()
+    assert back.reply.text == exchange["replies"][0]["text"]
     status, _, err = chat(f"/save {path}\n")
     assert (status, err) == (2, f"mlx-emotion: {path} is there already; give another name\n")
     assert json.loads(path.read_text()) == saved
@@ -242,6 +248,47 @@ def test_a_closed_pipe_is_no_error(tiny_model_path):
     assert done.returncode == 0
     assert "Traceback" not in done.stderr
     assert "BrokenPipe" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("call", "status", "told"),
+    [
+        ("chat --plain <&-", 0, ""),
+        ("generate - <&-", 2, "mlx-emotion: the prompt is empty\n"),
+        ("paths >&-", 0, ""),
+        ("vectors export embedded-attention", 2, "mlx-emotion: Missing option '--format'. Choose from: gguf, json"),
+        (
+            "evaluate -o pyproject.toml",
+            2,
+            "mlx-emotion: pyproject.toml is a file; --output is the folder for the results",
+        ),
+    ],
+)
+def test_closed_streams_and_wrong_options_end_in_a_line(call, status, told):
+    done = subprocess.run(["bash", "-c", f'"{sys.executable}" -m mlx_emotion {call}'], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (status, "")
+    assert done.stderr.startswith(told)
+    assert done.stderr.count("\n") == bool(told)
+
+
+def test_a_wrong_feeling_or_pack_is_told_before_the_app_opens(monkeypatch, capsys):
+    monkeypatch.setattr("mlx_emotion.tui.run", lambda *_, **__: pytest.fail("the app was opened"))
+    for name in ("stdin", "stdout"):
+        monkeypatch.setattr(f"sys.{name}.isatty", lambda: True, raising=False)
+    for given, status, told in (
+        (["-e", "hapiness"], 2, "unknown emotion 'hapiness': known are anger"),
+        (["-e", "fear:9"], 2, "intensity of fear is 9"),
+        (["--vectors", "nopack"], 1, "nopack: no such pack"),
+    ):
+        assert main(["chat", *given]) == status
+        assert told in capsys.readouterr().err
+
+
+def test_a_default_model_that_is_no_name(home, capsys):
+    config_file().parent.mkdir(parents=True)
+    config_file().write_text("model = 5")
+    assert main(["generate", "hello"]) == 2
+    assert "config.toml: model is 5, wanted a folder" in capsys.readouterr().err
 
 
 def test_interrupted_generation_ends_with_130(tmp_path):

@@ -30,6 +30,7 @@ FULL = Reply(
     tokens_per_second=12.5,
     thinking="Who could it be?\n\nNobody.",
     thinking_tokens=6,
+    scale=30.0,
 )
 
 
@@ -271,11 +272,11 @@ def test_a_conversation_from_before_thoughts_were_kept(store, tmp_path):
     assert (exchange.reply.text, exchange.reply.thinking, exchange.reply.thinking_tokens) == ("yes", "", 0)
     data = json.loads(json.dumps(old.export("c")))
     old.close()
-    for name in ("thinking", "thinking_tokens"):
+    for name in ("thinking", "thinking_tokens", "scale"):
         del data["exchanges"][0]["replies"][0][name]
     (back,) = store.exchanges(store.import_(data))
     assert back.reply.text == "yes"
-    assert back.reply.thinking == ""
+    assert (back.reply.thinking, back.reply.scale) == ("", None)
 
 
 def changed(data: dict, place: str, value: object) -> dict:

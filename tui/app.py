@@ -236,9 +236,10 @@ class EmotionApp(KeysInOrder):
         if shown == self._shown:
             return
         self._shown = shown
-        self.panel.show(felt.current, felt.history, felt.guard, felt.tripped)
+        scale = self.options.get("scale")
+        self.panel.show(felt.current, felt.history, felt.guard, felt.tripped, scale)
         guard = f"at {felt.tripped:.0%}" if felt.tripped is not None else ("on" if felt.guard else "off")
-        line = feeling_line(felt.current, self.catalogue, felt.history, guard)
+        line = feeling_line(felt.current, self.catalogue, felt.history, guard, scale)
         self.query_one("#feeling-line", Static).update(line, layout=False)
         accent = blend(felt.current.weights, self.catalogue)
         self.box.frame(accent if felt.current.weights else self.theme_variables["secondary"])

@@ -23,7 +23,7 @@ from mlx_emotion import Done, Emotion, Exchange, Feeling, GuardTripped, MLXEmoti
 from .dialogs import Dialog
 from .looks import blend, clean, felt
 from .panel import binding
-from .speaking import SAVE_EVERY, finished
+from .speaking import SAVE_EVERY
 from .talk import Talk, tell
 
 if TYPE_CHECKING:
@@ -78,14 +78,15 @@ async def _open(app: EmotionApp, feelings: list[Feeling]) -> bool:
 
     async def closed(ended: Exchange | None) -> None:
         assert ended is not None
-        assert talk.conversation is not None
+        conversation = talk.conversation
+        assert conversation is not None
         problem = next((r.error for r in ended.replies if r.error), "")
         reply = None if ended.undecided else ended.reply
         stored = ended
         try:
             if reply is None:
                 talk.unsaved.clear()  # all of this comparison: the others were stored before it began
-                talk.store.drop(talk.conversation, ended)
+                talk.store.drop(conversation, ended)
                 if not talk.transcript.exchanges:  # it was begun for this comparison, and is gone with it
                     talk.conversation = None
             else:
@@ -94,7 +95,7 @@ async def _open(app: EmotionApp, feelings: list[Feeling]) -> bool:
         except MLXEmotionError as error:
             problem = str(error)
             if reply is not None:
-                talk.unchosen = (talk.conversation, ended, reply)
+                talk.unchosen = (conversation, ended, reply)
         talk.stale = talk.stale or bool(problem) or reply is not None
         if reply is None:
             app.box.restore(ended.user)
@@ -243,7 +244,7 @@ class CompareScreen(Screen):
             for answer in self.chat.compare(self.exchange.user, self.feelings, self.seed):
                 column, event = answer.column, answer.event
                 if isinstance(event, Done):
-                    end(column, finished(replies[column], event))
+                    end(column, replies[column].ended(event))
                 else:
                     self.inbox.append(answer)
                     if isinstance(event, Token):

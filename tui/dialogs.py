@@ -115,7 +115,8 @@ class ConversationsDialog(Dialog):
         self._fill()
         self.query_one("#list").focus()
 
-    def _fill(self, keep: int = 0) -> None:
+    def _fill(self, keep: int | str = 0) -> None:
+        """List what is stored; the place or the conversation ``keep`` is highlighted."""
         words = self.query_one("#filter", Input).value.lower()
         options = self.query_one("#list", OptionList)
         options.clear_options()
@@ -133,7 +134,9 @@ class ConversationsDialog(Dialog):
                 line.append(f"  {c.exchanges} messages · {line_of(c.model)}", "dim")
                 options.add_option(Option(line, id=c.id))
         if options.option_count:
-            options.highlighted = min(keep, options.option_count - 1)
+            ids = [option.id for option in options.options]
+            place = keep if isinstance(keep, int) else ids.index(keep) if keep in ids else 0
+            options.highlighted = min(place, len(ids) - 1)
         elif not words:
             self._tell("No conversation yet: they are saved here as they happen. i imports one.")
 
@@ -196,18 +199,19 @@ class ConversationsDialog(Dialog):
         if message.input.id != "ask":
             self.action_to_list()
             return
+        id_ = self._current
         try:
-            if what == "rename" and (id_ := self._current) is not None:
+            if what == "rename" and id_ is not None:
                 self.store.rename(id_, value)
                 self._tell(self.HINT)
             elif what == "import":
-                self.store.import_file(Path(value).expanduser())
+                id_ = self.store.import_file(Path(value).expanduser())
                 self._tell("Imported.")
         except MLXEmotionError as error:
             self._tell(str(error))
             return
         self._asked_nothing()
-        self._fill()
+        self._fill(id_ or 0)
 
     def action_delete(self) -> None:
         if (id_ := self._current) is not None:
@@ -227,11 +231,12 @@ class ConversationsDialog(Dialog):
             if not self._deleted:
                 self._tell("Nothing was deleted in the last week.")
                 return
-            self.store.undelete(self._deleted.pop())
+            id_ = self._deleted.pop()
+            self.store.undelete(id_)
         except MLXEmotionError as error:
             self._tell(str(error))
             return
-        self._fill()
+        self._fill(id_)
         self._tell("Brought back.")
 
     def action_export(self, kind: str) -> None:

@@ -134,6 +134,7 @@ class ModelsDialog(Dialog):
             self._tell("A reply is under way; a pack can be made when it has ended.")
         elif self._stop is None:
             self._stop = threading.Event()
+            self._tell("")
             self._began = (time.monotonic(), 0, "")
             bar = self.query_one(ProgressBar)
             bar.display = True
@@ -157,7 +158,7 @@ class ModelsDialog(Dialog):
             told = "The pack is made, calibrated and in use."
         except UsageError as error:
             self._refused = (model, quick)
-            told = f"{error}. The same key again replaces it."
+            told = f"{error}. The same key again makes it all the same."
         except MLXEmotionError as error:
             told = str(error)
         except Exception as error:  # the model's own code may raise anything

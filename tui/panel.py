@@ -410,8 +410,13 @@ class Panel(VerticalScroll, can_focus=False):
         for part in ("#meter-title", "#meter-caption"):
             self.query_one(part).display = bool(names) and meter
 
-    def show(self, feeling: Feeling, history: str, guard: bool, tripped: float | None) -> None:
-        """Paint the state; ``tripped`` is the share of the dose that the guard left, while it acts."""
+    def show(
+        self, feeling: Feeling, history: str, guard: bool, tripped: float | None, scale: float | None = None
+    ) -> None:
+        """Paint the state; ``tripped`` is the share of the dose that the guard left, while it acts.
+
+        ``scale`` is a raw multiplier in the place of calibrated intensities.
+        """
         self.feeling = feeling
         self.bars.weights = dict(feeling.weights)
         self.pad.colour = blend(feeling.weights, self.catalogue)
@@ -427,6 +432,8 @@ class Panel(VerticalScroll, can_focus=False):
             text.append(f"left {tripped:.0%}".replace("%", " %"), "bold #f0803c")
         else:
             text.append("on" if guard else "off", "bold")
+        if scale is not None:
+            text.append(f" · scale {scale:g}", "bold")
         self.query_one("#switches", Static).update(text)
 
     def _bar_moved(self, weights: dict[str, float]) -> None:
@@ -448,10 +455,13 @@ class Panel(VerticalScroll, can_focus=False):
         (self.bars if self.pad.has_focus or not self.pad.display else self.pad).focus()
 
 
-def feeling_line(feeling: Feeling, catalogue: Mapping[str, Emotion], history: str, guard: str) -> Text:
+def feeling_line(
+    feeling: Feeling, catalogue: Mapping[str, Emotion], history: str, guard: str, scale: float | None = None
+) -> Text:
     """The panel folded to one line, for narrow terminals."""
     text = Text(no_wrap=True, overflow="ellipsis")
     text.append(" ● ", blend(feeling.weights, catalogue))
     text.append_text(felt(feeling.weights, catalogue))
-    text.append(f"   {history} · guard {guard}", "dim")
+    raw = "" if scale is None else f" · scale {scale:g}"
+    text.append(f"   {history} · guard {guard}{raw}", "dim")
     return text

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from textual.binding import Binding, InvalidBinding
@@ -121,10 +121,12 @@ class Settings:
     def load(cls) -> Settings:
         """The user's settings; what is wrong in the file is left at its default and reported."""
         try:
-            table = load_config().get("tui", {})
+            config = load_config()
         except MLXEmotionError as error:
             return cls(problems=(str(error),))
-        return cls.of(table)
+        settings = cls.of(config.get("tui", {}))
+        unknown = [f"unknown setting {name}: known are model, tui" for name in config if name not in ("model", "tui")]
+        return replace(settings, problems=(*unknown, *settings.problems))
 
     @classmethod
     def of(cls, table: Any) -> Settings:

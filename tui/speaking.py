@@ -71,7 +71,7 @@ class Speaking:
                 elif isinstance(event, GuardTripped):
                     reply = replace(reply, guard=True)
                 elif isinstance(event, Done):
-                    reply = finished(reply, event)
+                    reply = reply.ended(event)
         except Exception as error:  # whatever the model's own code raises; the app must go on
             told = str(error) if isinstance(error, MLXEmotionError) else f"{type(error).__name__}: {error}"
             line = next(iter(told.splitlines()), "") or type(error).__name__
@@ -86,19 +86,3 @@ class Speaking:
             self._unsaved = None
         except MLXEmotionError as error:
             self._unsaved = str(error)
-
-
-def finished(reply: Reply, done: Done) -> Reply:
-    """``reply`` as it ended."""
-    return replace(
-        reply,
-        text=done.text,
-        thinking=done.thinking,
-        state=done.finish_reason,
-        feeling=done.feeling,
-        timeline=done.timeline,
-        seed=done.seed,
-        guard=done.guard,
-        tokens=done.tokens,
-        tokens_per_second=round(done.tokens_per_second, 2),
-    )

@@ -119,6 +119,7 @@ class Talk:
             model=model.id,
             fingerprint=model.identity.fingerprint,
             pack=Path(pack).stem if pack else None,
+            scale=self.app.options.get("scale"),
         )
 
     async def send(self, text: str) -> None:
@@ -346,7 +347,8 @@ class Talk:
         if ended.unsaved:
             self.app.warn(f"{ended.unsaved}. The reply is kept here, and saved with your next message.")
         elif reply.state == "failed":
-            self.app.warn(f"The reply failed: {reply.error}. What came is kept; you can go on.")
+            kept = " What came is kept; you can go on." if reply.text else ""
+            self.app.warn(f"The reply failed: {reply.error}.{kept}")
         elif reply.thinking and not reply.text and reply.state == "length":
             self.app.warn("Only thoughts so far: a larger --max-tokens leaves room for the answer.")
         self.app.paint(f"{reply.tokens_per_second:.0f} tok/s" if reply.tokens_per_second else "")

@@ -120,7 +120,8 @@ class UserMessage(Static, can_focus=True):
     """A message of the user's."""
 
     def __init__(self, text: str, number: int) -> None:
-        self.source, self.number = clean(text), number
+        # Tabs have no width of their own: the bubble would be narrower than its text.
+        self.source, self.number = clean(text).expandtabs(4), number
         super().__init__(Text(self.source), classes="message user", markup=False)
 
     @property

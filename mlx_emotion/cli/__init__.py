@@ -66,6 +66,9 @@ def fail(message: str, status: int) -> int:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0 fine, 1 an error, 2 wrong usage, 130 interrupted."""
     given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    for name in ("stdin", "stdout", "stderr"):  # closed by whoever started this
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115  # to the end
     for stream in (sys.stdin, sys.stdout, sys.stderr):  # bytes that are not text must not end in a traceback
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="surrogateescape" if stream is sys.stdin else "backslashreplace")
@@ -84,7 +87,7 @@ def main(arguments: list[str] | None = None) -> int:
             click.echo(error.ctx.get_help())
             return 0
         where = f" (see `{error.ctx.command_path} --help`)" if error.ctx else ""
-        return fail(f"{error.format_message()}{where}", 2)
+        return fail(f"{' '.join(error.format_message().split())}{where}", 2)
     except click.ClickException as error:
         return fail(error.format_message(), error.exit_code)
     except (KeyboardInterrupt, click.Abort):

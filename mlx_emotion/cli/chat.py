@@ -7,6 +7,7 @@ import json
 import re
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from .options import early_feeling, generation_options, load, one_line, session_
 if TYPE_CHECKING:
     from ..events import Event
     from ..model import Chat, Model
+    from ..store import Exchange
 
 HELP = """\
 /feel SPEC       change the feeling: fear, fear:0.8,joy:0.2, valence=-0.5,arousal=0.8
@@ -26,7 +28,7 @@ HELP = """\
 /neutral         feel nothing
 /again [SPEC]    answer the last message again, maybe with another feeling
 /reset           forget the conversation
-/save [FILE]     write the conversation to a new JSON file
+/save [FILE]     write the conversation to a new JSON file; `mlx-emotion history import` takes it
 /help            this list
 /quit            leave (also Ctrl-D)"""
 
@@ -41,13 +43,17 @@ def command(plain: bool, resume: str | None, **given: Any) -> int | None:
     On a terminal this opens the app. With standard input not a terminal, each line is one message.
     """
     options, seed = session_options(given), check_seed(given["seed"])
+    early_feeling(given)
+    if given["vectors"] is not None:
+        from ..vectors import read_info
+
+        read_info(given["vectors"])
     interactive = sys.stdin.isatty()
     if interactive and sys.stdout.isatty() and not plain:
         from ..tui import run
 
         loading = {n: given[n] for n in ("vectors", "site", "force", "adapter", "trust_remote_code")}
         return run(given["model"], feeling=given["emotion"], seed=seed, resume=resume, loading=loading, options=options)
-    early_feeling(given)
     if resume is not None:
         raise UsageError("--resume needs the terminal app: a terminal, and no --plain")
     model = load(given)
@@ -68,6 +74,7 @@ class PlainChat:
     def __init__(self, model: Model, chat: Chat, seed: int | None, interactive: bool) -> None:
         self.model, self.chat, self.seed, self.interactive = model, chat, seed, interactive
         self.felt = chat.feeling  # the last one that was not neutral, for /intensity
+        self.exchanges: list[Exchange] = []
         self.attempt = 0  # of the last message's answers
 
     def say(self, text: str) -> None:
@@ -91,6 +98,7 @@ class PlainChat:
 
     def run(self) -> int:
         """Until the lines end. Returns the exit status: that of the last line of a pipe that went wrong, else 0."""
+        from ..store import Exchange
         from . import fail
 
         status = 0
@@ -101,7 +109,7 @@ class PlainChat:
             try:
                 if not re.match(r"/\w*(\s|$)", text):  # "/usr/bin is full" is a message
                     self.attempt = 0
-                    self.answer(self.chat.stream(text, seed=self.seed))
+                    self.answer(Exchange(text), self.chat.stream(text, seed=self.seed))
                 elif self.obey(*text.split(maxsplit=1)):
                     return status
             except MLXEmotionError as error:
@@ -111,17 +119,31 @@ class PlainChat:
                     status = fail(one_line(str(error)), error.exit_status)
         return status
 
-    def answer(self, events: Iterator[Event]) -> None:
+    def answer(self, exchange: Exchange, events: Iterator[Event]) -> None:
+        """Write a reply as it comes, and keep it with ``exchange``."""
         from ..events import Done, GuardTripped, Thought, Token
+        from ..store import Reply
 
+        pack = self.model.vectors.path if self.model.vectors is not None else None
+        reply = Reply(
+            state="cancelled",
+            feeling=str(self.chat.feeling),
+            model=self.model.id,
+            fingerprint=self.model.identity.fingerprint,
+            pack=pack.stem if pack else None,
+            scale=self.chat.options.scale,
+        )
+        text = ""
         try:
             for event in events:
                 if isinstance(event, Token):
+                    text += event.text
                     sys.stdout.write(one_line(event.text))
                     sys.stdout.flush()
                 elif isinstance(event, Thought):
                     click.secho(one_line(event.text), dim=True, nl=False, err=True)
                 elif isinstance(event, Done):
+                    reply = reply.ended(event)
                     if event.thinking and not event.text:
                         self.say("(only thoughts so far: a larger --max-tokens leaves room for the answer)")
                     print(flush=True)
@@ -135,6 +157,9 @@ class PlainChat:
             if not self.interactive:
                 raise
             self.say("(stopped)")
+            reply = replace(reply, text=text.strip())
+        finally:
+            self.exchanges = [*(e for e in self.exchanges if e.id != exchange.id), exchange.with_reply(reply)]
 
     def obey(self, name: str, rest: str = "") -> bool:
         """Carry out a slash command; ``True`` to leave."""
@@ -156,9 +181,12 @@ class PlainChat:
         elif name == "/again":
             self.attempt += 1  # with the same seed it would be the same answer
             seed = None if self.seed is None else (self.seed + self.attempt) % 2**63
-            self.answer(self.chat.again(rest or None, seed=seed))
+            if not self.exchanges:
+                raise UsageError("nothing to answer again yet")
+            self.answer(self.exchanges[-1], self.chat.again(rest or None, seed=seed))
         elif name == "/reset":
             self.chat.reset()
+            self.exchanges = []
             self.say("forgotten")
         elif name == "/save":
             self.say(f"saved to {self.save(rest)}")
@@ -184,12 +212,16 @@ class PlainChat:
         from datetime import datetime
 
         from ..files import atomic_write, conversations_folder
+        from ..store import exported, now
 
         stamp = f"{datetime.now():%Y-%m-%d-%H%M%S}.json"
         path = Path(name).expanduser() if name else conversations_folder() / stamp
         if path.exists():
             raise UsageError(f"{path} is there already; give another name")
-        content = {"model": self.model.id, "feeling": str(self.chat.feeling), "messages": self.chat.messages}
+        if not self.exchanges:
+            raise UsageError("nothing was said yet")
+        head = {"title": self.exchanges[0].user, "model": self.model.id}
+        content = exported(head | {"created": self.exchanges[0].created, "updated": now()}, self.exchanges)
         with atomic_write(path) as temporary:
             temporary.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
         return path

@@ -91,6 +91,8 @@ def command(context: click.Context, **given: Any) -> None:
     from ..models import default_model
 
     run, stage = Run(given["output"]), given["stage"]
+    if run.folder.exists() and not run.folder.is_dir():
+        raise UsageError(f"{run.folder} is a file; --output is the folder for the results")
     if stage in ("score", "report"):
         if given["restart"]:
             raise UsageError(f"--restart makes all answers anew, which --stage {stage} does not")

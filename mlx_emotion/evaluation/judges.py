@@ -436,14 +436,19 @@ def go_emotions(spec: str, known: Sequence[str]) -> Judge:
 
 
 def read_labels(path: str | Path | None) -> dict[str, float | None]:
-    """The label table: label -> direction in degrees, or ``None`` for one without. Raises ``UsageError``."""
+    """The label table: label -> direction in degrees, or ``None`` for one without.
+
+    Raises ``EvaluationError`` for a file that cannot be read, ``UsageError`` for what is wrong in it.
+    """
     from .plan import circumplex_data
 
     if path is None:
         return circumplex_data()["labels"]
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise EvaluationError(f"{path}: {error.strerror or error}") from None
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{path}: not a label table: {error}") from None
     table = data.get("labels", data) if isinstance(data, Mapping) else None
     if not isinstance(table, Mapping) or not table:

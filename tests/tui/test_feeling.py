@@ -233,3 +233,15 @@ async def test_an_unknown_first_feeling_is_told(make_app):
         await ready(pilot)
         await pilot.pause()
         assert app.feelings.current.neutral
+
+
+@pytest.mark.parametrize("size", [(80, 24), (140, 40)])
+async def test_a_raw_scale_is_shown_and_kept(make_app, size):
+    app = make_app(options={"scale": 30.0}, feeling="fear")
+    async with app.run_test(size=size) as pilot:
+        await ready(pilot)
+        await until(pilot, lambda: "scale 30" in text_of(app))
+        await say(pilot, "a\tb tabbed words here")
+        await answered(pilot, 1)
+        assert app.transcript.exchanges[0].reply.scale == 30.0
+        await until(pilot, lambda: "a   b tabbed words here" in text_of(app))

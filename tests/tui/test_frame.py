@@ -21,6 +21,7 @@ from textual.dom import DOMNode
 
 import mlx_emotion
 from mlx_emotion import Available, Exchange, MLXEmotionError, Reply, Step, Store, Token, UsageError
+from mlx_emotion.files import config_file
 from mlx_emotion.tui.app import EmotionApp
 from mlx_emotion.tui.settings import KEYS, Settings
 
@@ -137,6 +138,14 @@ def test_settings_tell_what_is_wrong_and_keep_the_rest():
     assert "did you mean 'message.send'?" in told
     assert "tui.keys.again is 3" in told
     assert Settings.of([]).problems
+
+
+def test_settings_tell_of_a_name_that_there_is_not(home):
+    config_file().parent.mkdir(parents=True)
+    config_file().write_text('modle = "a"\nmodel = "b"\n[tui]\ntheme = "light"')
+    settings = Settings.load()
+    assert settings.theme == "light"
+    assert settings.problems == ("unknown setting modle: known are model, tui",)
 
 
 @pytest.mark.parametrize(
@@ -842,7 +851,7 @@ async def test_a_better_pack_is_replaced_by_the_second_press_alone(make_app, mon
 
     def make_pack(model, limit, progress, stopped, replace):
         if not replace:
-            raise UsageError("p.safetensors was made with more queries (100 for fear); it was left as it is")
+            raise UsageError("p.safetensors was made with more queries (100 for fear); nothing was made")
         made.append(limit)
 
     monkeypatch.setattr(mlx_emotion, "make_pack", make_pack)
@@ -854,7 +863,7 @@ async def test_a_better_pack_is_replaced_by_the_second_press_alone(make_app, mon
         await until(pilot, lambda: len(app.screen_stack) == 2)
         for key in "qf":
             await pilot.press(key)
-            await until(pilot, lambda: "same key again replaces it" in text_of(app))
+            await until(pilot, lambda: "same key again makes it all the same" in text_of(app))
             await until(pilot, lambda: app.screen._stop is None)
         assert made == []
         await pilot.press("f")
@@ -895,7 +904,17 @@ async def test_conversations_are_listed_renamed_deleted_and_brought_back(make_ap
         other.close()
         await pilot.press("i", *"/missing.json", "enter")
         await until(pilot, lambda: "No such file" in text_of(app))
-        await pilot.press("escape", "end", "enter")
+        await pilot.press("escape", "end")
+        first = app.screen._current
+        await pilot.press("r", *"?", "enter")
+        await until(pilot, lambda: "first talk?" in text_of(app))
+        assert app.screen._current == first
+        await pilot.press("d")
+        await until(pilot, lambda: "first talk?" not in text_of(app))
+        await pilot.press("u")
+        await until(pilot, lambda: "first talk?" in text_of(app))
+        assert app.screen._current == first
+        await pilot.press("enter")
         await until(pilot, lambda: len(app.screen_stack) == 1)
         assert app.transcript.exchanges[0].user == "first talk"
 
