@@ -22,11 +22,12 @@ async def main() -> None:
     app = EmotionApp(settings=Settings(animation=False), options={"max_tokens": 80}, feeling="joy", seed=3)
     async with app.run_test(size=(110, 32)) as pilot:
         await ready(pilot)
-        await say(pilot, "The cat sleeps on my keyboard.")
+        await say(pilot, "My sister is coming for dinner.")
         await answered(pilot, 1)
         app.feelings.set_named("fear:0.8")
         await say(pilot, "I heard a noise upstairs.")
         await answered(pilot, 2)
+        await until(pilot, lambda: "palette" in text_of(app))  # the footer is painted later
         app.save_screenshot("chat.svg", str(folder))
         await pilot.press(*"Tell me about the sea.")
         await pilot.press("ctrl+t")
