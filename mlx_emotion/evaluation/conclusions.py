@@ -15,8 +15,8 @@ Scores = Mapping[str, Any]
 LENGTH_RANK = 0.2
 """Rank correlation of length and perplexity from which on it is worth a warning."""
 
-HELD = 0.05
-"""Loss of the asked emotion's probability over a conversation that still counts as none."""
+HELD = 0.2
+"""Share of its first effect that a way may lose over a conversation and still hold."""
 
 
 def side(found: Mapping[str, Any]) -> str:
@@ -105,12 +105,19 @@ def fading(scores: Scores) -> list[str]:
     """Does the emotion fade, by way of asking for it?"""
     said = []
     for way, name in (("prompt", "The instruction's effect"), ("steering", "Steering's effect")):
-        change = scores["fading"]["change"][way]
-        if change["low"] is None:
+        first, change = (scores["fading"]["effect"][way][which] for which in ("first", "change"))
+        if first["low"] is None or change["low"] is None:
             said.append(f"{name}: too few conversations to say.")
             continue
-        verdict = "holds" if change["low"] >= -HELD else "fades" if change["high"] < 0 else "is not shown to hold"
-        said.append(f"{name} {verdict}: {points(change)} from the first answer to the later half of the turns.")
+        if first["low"] <= 0:
+            said.append(f"{name} is not shown in the first answer, {points(first)} over plain: none could fade.")
+            continue
+        kept = change["low"] >= -HELD * first["mean"]
+        verdict = "holds" if kept else "fades" if change["high"] < 0 else "is not shown to hold"
+        said.append(
+            f"{name} {verdict}: {points(first)} over plain in the first answer, {points(change)} from it to the later "
+            "half of the turns."
+        )
     return said
 
 

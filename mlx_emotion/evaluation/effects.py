@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 
 from ..emotions import BASE
-from .plan import WAYS
+from .plan import FRACTIONS, WAYS
 from .statistics import (
     ADDITIVE,
     LINEAR,
     centred,
     clustered,
     line_fit,
+    paired_share,
     preserved,
     reaches,
     resampled,
@@ -92,8 +93,9 @@ def table6(table: Sequence[Row], emotions: Sequence[str], seed: int) -> dict[str
     return result
 
 
-def _key(row: Row) -> tuple[str, str]:
-    return row["group"], row["question"]
+def _key(row: Row) -> str:
+    """Which question it answers: its place in the set, where the same words may stand twice."""
+    return row["id"].rpartition("|")[2]
 
 
 def _differences(before: Sequence[Row], after: Sequence[Row], column: str) -> list[float | None]:
@@ -143,7 +145,7 @@ def statements(table: Sequence[Row], full: Mapping[str, float], seed: int) -> di
         if len(doses) < 2 or not plain or not {"emotions", "adherence"} & set(plain[0]):
             continue
         topic = {
-            d: summary(_differences(plain, r, "adherence"), seed) for d, r in doses.items() if d and "adherence" in r[0]
+            d: paired_share(_differences(plain, r, "adherence")) for d, r in doses.items() if d and "adherence" in r[0]
         }
         at_full = next((s for d, s in topic.items() if f"{d:g}" == f"{full[emotion]:g}"), None)
         curves[emotion] = {
@@ -158,9 +160,13 @@ def statements(table: Sequence[Row], full: Mapping[str, float], seed: int) -> di
 
 
 def _strength(doses: Mapping[float, list[Row]], emotion: str, full: float, seed: int) -> dict[str, Any]:
-    """The emotion's score by dose: does it rise at every step up to the full dose, and is it straight?"""
+    """The emotion's score by dose: does it rise at every step up to the full dose, and is it straight?
+
+    The steps are those of the statements alone: a dose of the tables may be next to one of them, and hardly differ.
+    """
     scores = {d: summary(probabilities(r, emotion), seed) for d, r in doses.items()}
-    small = [d for d in doses if 0 <= d <= full + 1e-9]
+    own = {f"{f * full:g}" for f in (0.0, *FRACTIONS)}
+    small = [d for d in doses if f"{d:g}" in own]
     pairs = [(d, p) for d in small for p in probabilities(doses[d], emotion) if p is not None]
     keys = [_key(r) for r in doses[0.0]]
     values = np.stack([_values(doses[d], emotion, keys) for d in small], 1)  # (Q, doses)
@@ -257,7 +263,7 @@ def against_prompt(table: Sequence[Row], full: Mapping[str, float], seed: int) -
     def differences(chosen: Sequence[tuple[Row, Row]]) -> dict[str, Any]:
         def pair(a: Row, b: Row, column: str) -> tuple[Any, float | None]:
             x, y = a.get(column), b.get(column)
-            return _key(a), None if x is None or y is None else y - x
+            return a["question"], None if x is None or y is None else y - x
 
         columns = [c for c in ("adherence", "asked", "words") if c in pairs[0][0]]
         return {c: clustered((pair(a, b, c) for a, b in chosen), seed) for c in columns}
@@ -306,11 +312,13 @@ def fading(rows: Sequence[Row], asked: Sequence[str], seed: int) -> dict[str, An
     """The asked emotion's probability by turn: instructed once, steered, and plain. Intervals resample conversations.
 
     ``repetition`` is the share of answers with a low distinct-2; ``instructed`` the share of the instructed
-    answers whose prompt still held the instruction, where the answers say so; ``change`` the mean of the
-    later half of the turns minus the first answer, by conversation.
+    answers whose prompt still held the instruction, where the answers say so. Of a way's ``effect``, what is over the
+    plain conversation's, ``first`` is that in the first answer and ``change`` the mean of the later half of the turns
+    minus it, by conversation.
     """
     turns = sorted({r["turn"] for r in rows})
-    result: dict[str, Any] = {"turns": turns, "ways": {}, "repetition": {}, "conversations": {}, "change": {}}
+    result: dict[str, Any] = {"turns": turns, "ways": {}, "repetition": {}, "conversations": {}, "effect": {}}
+    plain = [r for r in rows if r["way"] == "plain"]
     for way in ("plain", "prompt", "steering"):
         here = [r for r in rows if r["way"] == way]
         result["conversations"][way] = len({_conversation(r) for r in here})
@@ -318,7 +326,8 @@ def fading(rows: Sequence[Row], asked: Sequence[str], seed: int) -> dict[str, An
             clustered(_by_conversation([r for r in here if r["turn"] == t], asked, way), seed) for t in turns
         ]
         result["repetition"][way] = [share(r.get("low_distinct") for r in here if r["turn"] == t) for t in turns]
-        result["change"][way] = _change(here, turns, asked, way, seed)
+        if way != "plain":
+            result["effect"][way] = _effect(here, plain, turns, seed)
     kept = [r for r in rows if r["way"] == "prompt" and r.get("instruction_in_prompt") is not None]
     there = {t: [bool(r["instruction_in_prompt"]) for r in kept if r["turn"] == t] for t in turns}
     result["instructed"] = [float(np.mean(there[t])) if there[t] else None for t in turns]
@@ -339,13 +348,21 @@ def _by_conversation(rows: Sequence[Row], asked: Sequence[str], way: str) -> lis
     ]
 
 
-def _change(rows: Sequence[Row], turns: Sequence[int], asked: Sequence[str], way: str, seed: int) -> dict[str, Any]:
-    def means(chosen: Sequence[int]) -> dict[Any, float]:
-        found: dict[Any, list[float]] = {}
-        for key, value in _by_conversation([r for r in rows if r["turn"] in chosen], asked, way):
-            if value is not None:
-                found.setdefault(key, []).append(value)
-        return {k: float(np.mean(v)) for k, v in found.items()}
-
-    first, later = means(turns[:1]), means(turns[len(turns) // 2 :] if len(turns) > 1 else [])
-    return summary((later[k] - first[k] for k in first if k in later), seed)
+def _effect(rows: Sequence[Row], plain: Sequence[Row], turns: Sequence[int], seed: int) -> dict[str, Any]:
+    """``first`` and ``change`` of a way's effect over the plain conversation on the same subject."""
+    without = {(r["group"], r["turn"]): r for r in plain}
+    effects: dict[Any, dict[int, float]] = {}
+    for row in rows:
+        other = without.get((row["group"], row["turn"]))
+        (value,) = probabilities([row], row["emotion"])
+        (before,) = probabilities([other], row["emotion"]) if other else (None,)
+        if value is not None and before is not None:
+            effects.setdefault(_conversation(row), {})[row["turn"]] = value - before
+    later = set(turns[len(turns) // 2 :] if len(turns) > 1 else [])
+    first, change = [], []
+    for by_turn in effects.values():
+        if turns[0] in by_turn:
+            first.append(by_turn[turns[0]])
+            if rest := [v for t, v in by_turn.items() if t in later]:
+                change.append(float(np.mean(rest)) - first[-1])
+    return {"first": summary(first, seed), "change": summary(change, seed)}

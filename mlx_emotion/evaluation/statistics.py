@@ -23,24 +23,46 @@ SMALL_RISE = 0.05
 """A rise of the score over the whole range that is certainly less than this is none."""
 
 
+QUANTILES = (12.7062, 4.3027, 3.1824, 2.7764)
+"""97.5 % quantiles of Student's t for one to four degrees of freedom."""
+
+
+def wider(count: int) -> float:
+    """By how much a resampled interval of ``count`` values is too narrow: few of them seldom show their spread.
+
+    Student's t in place of the normal distribution, and the variance about the mean over n - 1, not n.
+    """
+    df = count - 1
+    if df <= len(QUANTILES):
+        t = QUANTILES[df - 1]
+    else:  # the first terms of Fisher's series
+        t = Z + (Z**3 + Z) / (4 * df) + (5 * Z**5 + 16 * Z**3 + 3 * Z) / (96 * df**2)
+        t += (3 * Z**7 + 19 * Z**5 + 17 * Z**3 - 15 * Z) / (384 * df**3)
+    return t / Z * math.sqrt(count / df)
+
+
+def _interval(found: np.ndarray, value: float, count: int) -> tuple[float, float]:
+    """The 95 % percentile interval of resampled ``found``, ``wider`` about ``value``."""
+    low, high = np.percentile(found, [2.5, 97.5])
+    factor = wider(count)
+    return value - factor * (value - float(low)), value + factor * (float(high) - value)
+
+
 def resampled(of: Callable[[np.ndarray], float], count: int, seed: int = 0) -> tuple[float, float] | None:
     """95 % percentile interval of ``of(indices)`` for ``count`` things drawn with replacement; ``None`` below two.
 
-    Draws for which ``of`` gives no number are left out.
+    ``wider`` where they are few. Draws for which ``of`` gives no number are left out.
     """
     if count < 2:
         return None
     rng = np.random.default_rng(seed)
     found = np.array([of(rng.integers(0, count, count)) for _ in range(RESAMPLES)], np.float64)
-    found = found[np.isfinite(found)]
-    if not len(found):
-        return None
-    low, high = np.percentile(found, [2.5, 97.5])
-    return float(low), float(high)
+    found, value = found[np.isfinite(found)], of(np.arange(count))
+    return _interval(found, value, count) if len(found) and math.isfinite(value) else None
 
 
 def bootstrap(values: Sequence[float], seed: int = 0) -> tuple[float, float] | None:
-    """95 % percentile interval of the mean; ``None`` for fewer than two values, which give none."""
+    """95 % percentile interval of the mean, ``wider`` for few; ``None`` for fewer than two, which give none."""
     array = np.asarray(values, np.float64)
     return _bootstrap(lambda at: array[at].mean(1), len(array), seed)
 
@@ -51,8 +73,7 @@ def _bootstrap(of: Callable[[np.ndarray], np.ndarray], count: int, seed: int) ->
         return None
     rng = np.random.default_rng(seed)
     found = np.concatenate([of(rng.integers(0, count, (100, count))) for _ in range(RESAMPLES // 100)])
-    low, high = np.percentile(found, [2.5, 97.5])
-    return float(low), float(high)
+    return _interval(found, float(of(np.arange(count)[None])[0]), count)
 
 
 def wilson(hits: float, count: int) -> tuple[float, float] | None:
@@ -85,6 +106,21 @@ def share(values: Iterable[float | None]) -> dict[str, Any]:
     kept = [float(v) for v in given if v is not None]
     mean = float(np.mean(kept)) if kept else None
     return _record(mean, wilson(sum(kept), len(kept)), len(kept), len(given) - len(kept))
+
+
+def paired_share(differences: Iterable[float | None]) -> dict[str, Any]:
+    """``summary`` of differences of two values that are 0 or 1 each, with a width where all of them are the same.
+
+    Half an answer is added to each of the four cells (Agresti and Min 2005).
+    """
+    given = list(differences)
+    kept = [float(v) for v in given if v is not None]
+    if not kept:
+        return _record(None, None, 0, len(given))
+    up, down, n = kept.count(1) + 0.5, kept.count(-1) + 0.5, len(kept) + 2
+    middle = (up - down) / n
+    half = Z * math.sqrt(max(up + down - n * middle**2, 0)) / n
+    return _record(float(np.mean(kept)), (middle - half, middle + half), len(kept), len(given) - len(kept))
 
 
 def clustered(pairs: Iterable[tuple[Hashable, float | None]], seed: int = 0) -> dict[str, Any]:

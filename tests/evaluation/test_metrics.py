@@ -59,6 +59,29 @@ def test_bootstrap_is_as_wide_as_the_normal_interval_and_repeats_itself():
     assert statistics.bootstrap(values, seed=1) == (low, high)
 
 
+@pytest.mark.parametrize("count", [2, 3, 5, 10])
+def test_the_interval_of_few_values_holds_the_mean_as_often_as_it_says(count):
+    rng = np.random.default_rng(count)
+    intervals = [statistics.bootstrap(rng.normal(0, 1, count).tolist(), n) for n in range(300)]
+    held = sum(low <= 0 <= high for low, high in intervals) / len(intervals)
+    assert 0.9 < held < 0.99
+
+
+def test_quantiles_of_student():
+    for count, quantile in ((2, 12.706), (5, 2.776), (6, 2.571), (9, 2.306), (31, 2.042), (1001, 1.962)):
+        assert statistics.wider(count) == pytest.approx(quantile / 1.96 * math.sqrt(count / (count - 1)), rel=2e-3)
+
+
+def test_pairs_that_never_differ_have_a_width():
+    few, many = (statistics.paired_share([0.0] * n) for n in (2, 100))
+    assert (few["mean"], statistics.preserved(few)) == (0, "not shown")
+    assert statistics.preserved(many) == "yes"
+    found = statistics.paired_share([1.0, -1.0, -1.0, 0.0, None])
+    assert (found["mean"], found["n"], found["missing"]) == (-0.25, 4, 1)
+    assert found["low"] < -0.25 < found["high"]
+    assert statistics.paired_share([None])["mean"] is None
+
+
 def test_a_missing_value_is_counted_and_never_a_zero():
     found = statistics.summary([1.0, None, 0.5, None])
     assert (found["mean"], found["n"], found["missing"]) == (0.75, 2, 2)
@@ -89,10 +112,10 @@ def test_wilson_has_a_width_where_all_answers_agree():
 
 
 def test_whole_clusters_are_resampled():
-    """Ten answers to each of two questions tell as much as two answers: as good as any mean of the two."""
+    """Ten answers to each of two questions tell as much as two answers."""
     pairs = [("a", 0.0)] * 10 + [("b", 1.0)] * 10
     found = statistics.clustered([*pairs, ("b", None)])
-    assert (found["mean"], found["low"], found["high"]) == (0.5, 0.0, 1.0)
+    assert (found["mean"], found["low"], found["high"]) == (0.5, *statistics.bootstrap([0.0, 1.0]))
     assert (found["n"], found["missing"]) == (20, 1)
     assert statistics.clustered([("a", 0.0), ("a", 1.0)])["low"] is None  # one question has no interval
     assert statistics.clustered([("a", None)])["mean"] is None
@@ -179,6 +202,7 @@ def answer(condition: str, question: int, fear: float, **more) -> dict:
     emotion, _, dose = rest.partition("@")
     row = {"condition": condition, "kind": kind, "emotion": emotion, "dose": float(dose) if dose else None}
     row |= {"part": "tables", "group": "neutral", "question": f"q{question}", "words": 10}
+    row["id"] = f"{condition}|neutral/{question}"
     return row | {"emotions": {"fear": fear, "joy": more.pop("joy", 0.0)}} | more
 
 
@@ -201,6 +225,25 @@ def test_emotional_answers_and_adherence_are_shares_with_a_width():
     assert (eps["low"], eps["high"]) == statistics.wilson(3, 4)
     assert (adherence["mean"], adherence["high"]) == (1.0, 1.0)
     assert adherence["low"] == pytest.approx(1 - 3.8415 / (5 + 3.8415), abs=1e-4)
+
+
+def test_a_dose_of_the_tables_is_no_step():
+    """Next to one of the statements' own it would hardly differ from that."""
+    doses = (0.25, 0.5, 0.75, 0.99, 1.0)
+    rows = [answer("plain", q, 0.02 * (q % 2)) for q in range(8)]
+    for n, dose in enumerate(doses):
+        rows += [answer(f"steering:fear@{dose:g}", q, 0.8 * dose + 0.02 * ((q + n) % 2)) for q in range(8)]
+    curve = effects.statements(rows, {"fear": 1.0}, 0)["curves"]["fear"]
+    assert len(curve["steps"]) == 4
+    assert curve["rises"] == "yes"
+    assert len(curve["scores"]) == 6
+
+
+def test_a_question_that_stands_twice_is_answered_twice():
+    rows = [{**answer("plain", n, 0, adherence=1), "question": "again"} for n in range(2)]
+    rows += [{**answer("steering:fear@1", n, 0.5, adherence=n), "question": "again"} for n in range(2)]
+    curve = effects.statements(rows, {"fear": 1.0}, 0)["curves"]["fear"]
+    assert curve["topic"][0][1]["mean"] == -0.5
 
 
 @pytest.mark.parametrize(("power", "straight"), [(1, "yes"), (3, "no")])
@@ -277,9 +320,13 @@ def test_fading_by_turn_and_by_conversation():
     assert [s["mean"] for s in found["ways"]["prompt"]] == pytest.approx([0.91, 0.51, 0.11, 0.11])
     assert found["conversations"] == {"plain": 2, "prompt": 2, "steering": 2}
     first = found["ways"]["steering"][0]
-    assert (first["low"], first["high"]) == (pytest.approx(0.6), pytest.approx(0.62))
-    assert found["change"]["prompt"]["mean"] == pytest.approx(-0.8)
-    assert found["change"]["steering"]["mean"] == pytest.approx(0)
+    assert (first["low"], first["high"]) == pytest.approx(statistics.bootstrap([0.6, 0.62]))
+    effect = found["effect"]
+    assert (effect["prompt"]["first"]["mean"], effect["prompt"]["change"]["mean"]) == pytest.approx((0.9, -0.8))
+    assert (effect["steering"]["first"]["mean"], effect["steering"]["change"]["mean"]) == pytest.approx((0.6, 0))
+    for row in rows:  # what everybody does by the end is no effect
+        row["emotions"]["fear"] += 0.1 * row["turn"]
+    assert effects.fading(rows, ["fear"], 0)["effect"]["steering"]["change"]["mean"] == pytest.approx(0)
     assert [s["mean"] for s in found["repetition"]["steering"]] == [0.5] * 4
     assert found["instructed"] == [None] * 4
     for row in rows:
@@ -304,7 +351,8 @@ def test_cosines_resample_questions():
     rows = [row(q, angle, float(q)) for q in (0, 1) for angle in range(0, 360, 30)]
     rows.append(row(2, 0, None))
     found = effects.circumplex(rows, 0)["prompt"]
-    assert (found["all"]["low"], found["all"]["high"]) == (0.0, 1.0)  # two questions, not 24 answers
+    two = statistics.bootstrap([0.0, 1.0])  # questions, not 24 answers
+    assert (found["all"]["low"], found["all"]["high"]) == two
     assert found["states"]["0"]["n"] == 2
 
 

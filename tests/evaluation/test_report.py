@@ -163,15 +163,23 @@ def test_steering_against_the_instruction_in_words(scores):
 
 def test_fading_in_words(scores):
     turns, gone, held = [0, 1], mean(-0.5, -0.6, -0.4, 3), mean(0.0, -0.02, 0.03, 3)
-    series = [mean(0.5, 0.4, 0.6), mean(0.1, 0.0, 0.2)]
+    series, start = [mean(0.5, 0.4, 0.6), mean(0.1, 0.0, 0.2)], mean(0.6, 0.5, 0.7, 3)
     ways = dict.fromkeys(("plain", "prompt", "steering"), series)
     scores["fading"] = {
         "turns": turns, "ways": ways, "repetition": ways, "conversations": dict.fromkeys(ways, 3),
-        "change": {"plain": held, "prompt": gone, "steering": held}, "instructed": [1.0, 0.5],
+        "effect": {"prompt": {"first": start, "change": gone}, "steering": {"first": start, "change": held}},
+        "instructed": [1.0, 0.5],
     }  # fmt: skip
     text = text_of(scores)
-    assert "The instruction's effect fades: -50.0 [-60.0, -40.0] points" in text
+    assert "instruction's effect fades: 60.0 [50.0, 70.0] points over plain in the first answer, -50.0 [-60.0" in text
     assert "Steering's effect holds" in text
+    scores["fading"]["effect"]["steering"] = {"first": mean(0.0, 0.0, 0.0, 3), "change": held}
+    assert "Steering's effect is not shown in the first answer" in text_of(scores)
+    scores["fading"]["effect"]["steering"] = {
+        "first": mean(0.04, 0.03, 0.05, 3),
+        "change": mean(-0.04, -0.05, -0.03, 3),
+    }
+    assert "Steering's effect fades" in text_of(scores)
     assert "From turn 1 on the instruction had left the prompt" in text
     assert "| instruction still in the prompt % | 3 | 100.0 | 50.0 |" in text
     assert "| instructed once: distinct-2 &lt; 0.3 % | 3 | 50.0 | 10.0 |" in text
