@@ -101,6 +101,8 @@ def check_name(name: str, known: Iterable[str]) -> str:
     if name in known:
         return name
     near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.7)
+    if not near and len(name) > 2:
+        near = [k for k in known if name.lower() in k]
     if not near:
         near = [e.name for e in CATALOGUE.values() if e.adjective == name.lower() and e.name in known]
     hint = f"did you mean {near[0]!r}? " if near else ""

@@ -22,7 +22,7 @@ import numpy as np
 
 from . import queries as query_sets
 from .batch import Finished, Job, run_batch
-from .definitions import Definition, read_definitions
+from .definitions import Definition, proper_name, read_definitions
 from .emotions import Emotion, catalogue, check_name, instructions
 from .errors import ExtractionError, Interrupted, UsageError
 from .files import atomic_write, extraction_folder
@@ -171,6 +171,11 @@ class Plan:
         names = [check_name(n, every) for n in (emotions if emotions is not None else every)]
         if not names:
             raise UsageError("no emotion to extract")
+        for name in names:
+            try:
+                proper_name(name)
+            except ValueError as error:
+                raise UsageError(f"{source['name']}: {error}") from None
         for name in names:
             if name not in found:
                 raise UsageError(

@@ -16,9 +16,17 @@ HOME_VARIABLE = "MLX_EMOTION_HOME"
 APP = "mlx-emotion"
 
 
+def user_path(given: str) -> Path:
+    """The path that a user means; ``~`` is their home. Raises ``UsageError`` for the home of nobody."""
+    try:
+        return Path(given).expanduser()
+    except RuntimeError:
+        raise UsageError(f"{given}: there is no such user here") from None
+
+
 def _folder(kind: str) -> Path:
     if home := os.environ.get(HOME_VARIABLE):
-        return Path(home).expanduser() / kind
+        return user_path(home) / kind
     import platformdirs
 
     # On a Mac config and data share one folder; the file names below stay distinct.
@@ -76,7 +84,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror or error}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # also a number of more digits than Python reads
         raise UsageError(f"{path}: not TOML: {error}") from None
 
 

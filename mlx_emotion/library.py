@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import Interrupted, MLXEmotionError, ModelError, PackError, UsageError
-from .files import check_writable, packs_folder
+from .files import check_writable, packs_folder, user_path
 
 if TYPE_CHECKING:
     from .extraction import Plan
@@ -66,7 +66,7 @@ def in_folders(names: Iterable[str], found: Iterable[Available]) -> list[Availab
         names.append(default_model())
     new = []
     for name in names:
-        path = Path(name).expanduser()
+        path = user_path(name)
         if path.is_dir() and not {name, str(path.resolve())} & known:
             known.add(str(path.resolve()))
             new.append(_in_folder(name, path))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import ModelError, UsageError
-from .files import config_file
+from .files import config_file, user_path
 from .files import load_config as load_settings
 from .templates import ChatTemplate
 from .vectors import Identity
@@ -110,7 +110,7 @@ def resolve(
         if not (path / "config.json").is_file():
             raise ModelError(f"the embedded model is not in this installation ({path}); reinstall, or give --model")
         return EMBEDDED, "", path
-    path = Path(name).expanduser()
+    path = user_path(name)
     if path.is_dir():
         return path.resolve().name, "", path
     if name.startswith((".", "/", "~")) or name.count("/") != 1 or "\\" in name:

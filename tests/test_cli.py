@@ -284,6 +284,17 @@ def test_a_wrong_feeling_or_pack_is_told_before_the_app_opens(monkeypatch, capsy
         assert told in capsys.readouterr().err
 
 
+def test_a_home_of_nobody_and_a_number_without_end(chat, home, tmp_path, capsys):
+    status, out, err = chat("hello\n/save ~nosuchuser/x/y.json\nhello\n", "--max-tokens", "3")
+    assert (status, out.count("\n")) == (2, 2)
+    assert err == "mlx-emotion: ~nosuchuser/x/y.json: there is no such user here\n"
+    assert main(["generate", "hello", "--model", "~nosuchuser/m"]) == 2
+    assert "~nosuchuser/m: there is no such user here" in capsys.readouterr().err
+    (tmp_path / "big.toml").write_text(f"a = {'1' * 5000}")
+    assert main(["extract", "--define", str(tmp_path / "big.toml")]) in (1, 2)
+    assert "not TOML" in capsys.readouterr().err
+
+
 def test_a_default_model_that_is_no_name(home, capsys):
     config_file().parent.mkdir(parents=True)
     config_file().write_text("model = 5")

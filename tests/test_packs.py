@@ -150,3 +150,23 @@ def test_wrong_values(value, says):
 def test_a_missing_pack_says_where_to_look(tmp_path):
     with pytest.raises(PackError, match="no such pack; `mlx-emotion vectors list`"):
         EmotionVectors.load(tmp_path / "none.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("name", "samples", "says"),
+    [
+        (
+            "fear",
+            np.ones((2, 3), np.float16),
+            r"'samples.fear' has shape \(2, 3\), wanted samples.<emotion> \(n, 3, 8\)",
+        ),
+        ("fear", np.full((2, 3, 8), np.nan, np.float16), "samples of fear are not finite"),
+        ("nobody", np.ones((2, 3, 8), np.float16), "'samples.nobody' has shape"),
+    ],
+)
+def test_samples_that_are_none(name, samples, says, tmp_path):
+    pack = make()
+    pack.samples = {name: samples}
+    path = pack.save(tmp_path / "p.safetensors")
+    with pytest.raises(PackError, match=says):
+        EmotionVectors.load(path, samples=True)

@@ -73,7 +73,7 @@ def test_as_many_as_asked_for_and_no_prompt_more():
 def test_going_on_keeps_what_is_there():
     found = generate("nostalgia", 5, speaker(), known=["Who taught you to swim?", "who taught you to swim?"])
     assert len(found) == 5
-    assert found[0] == "Who taught you to swim?"
+    assert found[:2] == ["Who taught you to swim?", "who taught you to swim?"]
 
 
 def test_a_model_that_repeats_itself_is_not_asked_for_ever():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import os
 import signal
 import sys
 import time
@@ -307,7 +308,7 @@ class EmotionApp(KeysInOrder):
             return name == loading
         if name != self._first and (given.get("adapter") or given.get("vectors")):
             return False  # without those it is another
-        path = Path(name).expanduser()
+        path = Path(os.path.expanduser(name))
         for model in (self.model, self._next[0] if self._next is not None else None):
             if model is not None and (path.resolve() == model.path.resolve() if path.is_dir() else name == model.id):
                 return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
@@ -205,7 +206,7 @@ class ConversationsDialog(Dialog):
                 self.store.rename(id_, value)
                 self._tell(self.HINT)
             elif what == "import":
-                id_ = self.store.import_file(Path(value).expanduser())
+                id_ = self.store.import_file(os.path.expanduser(value))
                 self._tell("Imported.")
         except MLXEmotionError as error:
             self._tell(str(error))

@@ -118,12 +118,16 @@ def _join(a: EmotionVectors, b: EmotionVectors) -> EmotionVectors:
         decoding=_same(first.decoding, second.decoding),
         calibration=_same(first.calibration, second.calibration),
         versions=_same(first.versions, second.versions),
-        base_scale=first.base_scale if first.base_scale == second.base_scale else None,
     )
     norms = [p.activation_norm for p in (a, b) if p.activation_norm.any()]
     norm = np.asarray(np.mean(norms, axis=0), np.float32) if norms else None
     samples = {n: s for n, s in b.samples.items() if n not in a} | a.samples
-    return EmotionVectors({**dict(b), **dict(a)}, info, norm, samples)
+    joined = EmotionVectors({**dict(b), **dict(a)}, info, norm, samples)
+    # A base vector that has not changed is as strong as it was.
+    scales = [p.info.base_scale for p in (a, b) if np.array_equal(p.base, joined.base)]
+    same = first.base_scale if first.base_scale == second.base_scale else None
+    info.base_scale = next((s for s in scales if s is not None), same)
+    return joined
 
 
 def _both(a: str | None, b: str | None) -> str:

@@ -271,6 +271,7 @@ class EmotionVectors(Mapping[str, np.ndarray]):
                 problems.append(f"{name} has values that are not finite")
             elif not v.any():
                 problems.append(f"{name} is all zero")
+        problems += [f"samples of {n} are not finite" for n, s in self.samples.items() if not np.isfinite(s).all()]
         if self.activation_norm.shape != shape[:1]:
             problems.append(f"activation_norm has shape {self.activation_norm.shape}, wanted {shape[:1]}")
         elif not np.isfinite(self.activation_norm).all():
@@ -314,13 +315,16 @@ class EmotionVectors(Mapping[str, np.ndarray]):
                     size = int(np.prod(shape, dtype=np.int64))
                     if kind == "ev" and size <= limit:
                         vectors[name] = file.get_tensor(key)
-                    elif kind == "samples":
+                    elif kind == "samples" and name in info.emotions and len(shape) == 3 and size == shape[0] * limit:
                         if samples:
                             kept[name] = file.get_tensor(key)
                     elif key == "activation_norm" and size <= MAX_LAYERS:
                         norm = file.get_tensor(key)
                     else:
-                        wanted = f"ev.<emotion> {(info.model.layers, info.model.width)}"
+                        one = (info.model.layers, info.model.width)
+                        wanted = (
+                            f"samples.<emotion> (n, {one[0]}, {one[1]})" if kind == "samples" else f"ev.<emotion> {one}"
+                        )
                         raise PackError(f"{path}: tensor {key!r:.60} has shape {shape}, wanted {wanted}")
         except (SafetensorError, OSError, TypeError, ValueError) as error:
             raise PackError(f"{path}: not a readable pack: {error}") from None

@@ -104,6 +104,10 @@ def export_files(pack: EmotionVectors, form: str, output: str | Path, emotion: s
     stem = output.name.removesuffix(suffix)
     names = pack.only(emotion) if emotion is not None else pack
     written = []
+    if form == "json" and (wrong := [n for n in names if "_" in n]):
+        raise PackError(
+            f"a JSON file's name ends with _ and its emotion, so {wrong[0]} would come back as another; use gguf"
+        )
     for name in names:
         safe = re.sub(r"[^\w -]", "-", name)
         path = output if one else output.with_name(f"{stem}_{safe}{suffix}")

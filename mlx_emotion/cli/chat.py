@@ -211,11 +211,11 @@ class PlainChat:
     def save(self, name: str) -> Path:
         from datetime import datetime
 
-        from ..files import atomic_write, conversations_folder
+        from ..files import atomic_write, conversations_folder, user_path
         from ..store import exported, now
 
         stamp = f"{datetime.now():%Y-%m-%d-%H%M%S}.json"
-        path = Path(name).expanduser() if name else conversations_folder() / stamp
+        path = user_path(name) if name else conversations_folder() / stamp
         if path.exists():
             raise UsageError(f"{path} is there already; give another name")
         if not self.exchanges:

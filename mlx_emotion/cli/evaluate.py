@@ -34,6 +34,7 @@ _SAME = (
     "emotions", "scales", "intensities", "queries", "limit", "parts", "top_p", "max_tokens", "batch_size", "seed",
     "think",
 )  # fmt: skip
+JUDGING = ("judge", "classifier", "go_emotions", "labels", "perplexity_model", "metrics", "ask_again")
 SETTINGS = {"temp": "temperature", **{name: name for name in _SAME}}
 
 
@@ -97,6 +98,10 @@ def command(context: click.Context, **given: Any) -> None:
         if given["restart"]:
             raise UsageError(f"--restart makes all answers anew, which --stage {stage} does not")
         said = {k: v for k, v in given.items() if context.get_parameter_source(k) is not ParameterSource.DEFAULT}
+        if stage == "report" and (idle := [k for k in JUDGING if k in said]):
+            raise UsageError(
+                f"--{idle[0].replace('_', '-')} is for --stage score; a report is of what was scored before"
+            )
         settings = {SETTINGS[k]: v for k, v in said.items() if k in SETTINGS}
         if run.file.exists():  # else the stage says what is missing
             run.check_given(settings, *(said.get(k) for k in ("model", "adapter", "vectors", "site")))

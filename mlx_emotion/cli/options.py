@@ -23,7 +23,7 @@ MODEL = click.option(
 )
 SITE = click.option("--site", type=click.Choice(SITES), help="Where vectors are read and added.")
 ADAPTER = click.option("--adapter", metavar="FOLDER", help="A LoRA adapter to put on the model.")
-TRUST = click.option("--trust-remote-code", is_flag=True, help="Let the model's own Python files run.")
+TRUST = click.option("--trust-remote-code", is_flag=True, help="Let Python files that come with a model run.")
 
 
 class Range(click.FloatRange):

@@ -109,7 +109,7 @@ def check(pack: str, model: str | None) -> None:
     from ..models import identify
     from ..vectors import EmotionVectors
 
-    found = EmotionVectors.load(resolve(pack))
+    found = EmotionVectors.load(resolve(pack), samples=True)
     if model is not None:
         identity, _ = identify(model, local=True)
         if wrong := found.mismatches(identity):

@@ -145,6 +145,8 @@ def command(scores: Scores) -> str:
     given = {
         "--model": model["name"],
         "--adapter": model.get("adapter"),
+        "--vectors": scores["pack"].get("path"),
+        "--site": scores["pack"]["site"],
         "--emotions": ",".join(s["emotions"]),
         f"--{unit}": ",".join(f"{d:g}" for d in s["doses"]),
         "--queries": None if s["source"]["name"] == "evaluation" else s["source"]["name"],

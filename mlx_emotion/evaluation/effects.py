@@ -105,7 +105,7 @@ def _differences(before: Sequence[Row], after: Sequence[Row], column: str) -> li
     return [None if a is None or b is None else b - a for a, b in pairs]
 
 
-def _values(rows: Sequence[Row], emotion: str, keys: Sequence[tuple[str, str]]) -> np.ndarray:
+def _values(rows: Sequence[Row], emotion: str, keys: Sequence[str]) -> np.ndarray:
     """Probabilities of ``emotion`` by question ``[Q]``, in the order of ``keys``; NaN where there is none."""
     known = dict(zip(map(_key, rows), probabilities(rows, emotion)))
     return np.array([math.nan if known.get(k) is None else known[k] for k in keys], np.float64)
@@ -167,13 +167,14 @@ def _strength(doses: Mapping[float, list[Row]], emotion: str, full: float, seed:
     scores = {d: summary(probabilities(r, emotion), seed) for d, r in doses.items()}
     own = {f"{f * full:g}" for f in (0.0, *FRACTIONS)}
     small = [d for d in doses if f"{d:g}" in own]
-    pairs = [(d, p) for d in small for p in probabilities(doses[d], emotion) if p is not None]
+    useful = [d for d in doses if 0 <= d <= full + 1e-9]
+    pairs = [(d, p) for d in useful for p in probabilities(doses[d], emotion) if p is not None]
     keys = [_key(r) for r in doses[0.0]]
     values = np.stack([_values(doses[d], emotion, keys) for d in small], 1)  # (Q, doses)
     steps = [_changes(values[:, i + 1] - values[:, i], seed) for i in range(len(small) - 1)]
     whole = _changes(values[:, -1] - values[:, 0], seed) if steps else None
     straight = straight_means(small[1:], values[:, 1:] - values[:, :1], seed)
-    means = [(d, scores[d]["mean"]) for d in small if scores[d]["mean"] is not None]
+    means = [(d, scores[d]["mean"]) for d in useful if scores[d]["mean"] is not None]
     return {
         "scores": [[d, s] for d, s in scores.items()],
         "rank": spearman([d for d, _ in pairs], [p for _, p in pairs]),

@@ -21,7 +21,8 @@ from ..emotions import BASE, Feeling
 from ..errors import EvaluationError, Interrupted
 from ..events import Done
 from ..extraction import library_versions
-from ..files import atomic_write
+from ..files import atomic_write, user_path
+from ..model import find_packs
 from ..models import EMBEDDED
 from ..session import Options, Session, Voice
 from ..steering import Dose
@@ -94,9 +95,16 @@ def pack_hash(pack: EmotionVectors) -> str:
     return digest.hexdigest()[:32]
 
 
+def _place(pack: EmotionVectors, identity: Identity) -> str | None:
+    """Where a pack is, unless it is the one that is taken unasked."""
+    if pack.path is None or pack.path in find_packs(identity, pack.info.site)[:1]:
+        return None
+    return str(pack.path.resolve())
+
+
 def full_name(model: str) -> str:
     """A model's name that says the same in every working folder."""
-    path = Path(model).expanduser()
+    path = user_path(model)
     return str(path.resolve()) if model != EMBEDDED and path.is_dir() else model
 
 
@@ -179,6 +187,7 @@ class Run:
             "pack": {
                 "sha256": pack_hash(pack),
                 "site": pack.info.site,
+                "path": _place(pack, identity),
                 "queries": dict(pack.info.queries),
                 "scales": {e: pack.scale(e) for e in [*pack, "base"]},
                 "calibrated": not uncalibrated(pack, plan.settings.emotions),

@@ -284,21 +284,33 @@ class LocalChat:
         return [read_verdict(self.kind, r) for r in replies]
 
 
-@functools.lru_cache(maxsize=1)
+_local: dict[tuple[str, str | None, bool], Any] = {}
+
+
 def local_model(name: str, adapter: str | None = None, trust_remote_code: bool = False) -> Any:
-    """A judge model, kept loaded; on the engine's thread."""
+    """A judge model, kept loaded until another is wanted; on the engine's thread."""
     from ..models import load_model
 
-    return load_model(name, adapter=adapter, trust_remote_code=trust_remote_code)
+    key = name, adapter, trust_remote_code
+    if key not in _local:
+        _local.clear()  # before: two may not fit
+        _local[key] = load_model(name, adapter=adapter, trust_remote_code=trust_remote_code)
+    return _local[key]
 
 
 def _local_replies(model: str, prompts: list[str], trust_remote_code: bool) -> list[str]:
-    from mlx_lm import batch_generate
+    from ..batch import Finished, Job, run_batch
+    from ..session import Voice
+    from ..steering import Taps
 
     loaded = local_model(model, trust_remote_code=trust_remote_code)
     template = loaded.template
-    tokens = [template.encode(template.render([{"role": "user", "content": p}])) for p in prompts]
-    return batch_generate(loaded.model, loaded.tokenizer, tokens, max_tokens=96).texts
+    tokens = [template.encode(template.render([{"role": "user", "content": p}], think=False)) for p in prompts]
+    jobs = (Job(n, prompt) for n, prompt in enumerate(tokens))
+    # Through the project's own batching, which knows the models that can't be batched; its taps stay off.
+    answers = run_batch(Voice(loaded, Taps(loaded.model, "residual"), None), jobs, batch_size=16, max_tokens=96)
+    texts = {a.key: a.text for a in answers if isinstance(a, Finished)}
+    return [texts[n] for n in range(len(prompts))]
 
 
 HARMLESS = Item("What is two and two?", "Two and two is four.")
@@ -315,6 +327,16 @@ def _key() -> str | None:
     return None
 
 
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """A redirect is an error with its status: followed, it would carry the key to whatever host it names."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+_opener = urllib.request.build_opener(_NoRedirects)
+
+
 class _RefusedError(Exception):
     """An endpoint will not take one request, such as a text that its filter stops or that is too long for it."""
 
@@ -328,6 +350,7 @@ class Endpoint:
     """
 
     batch = 8
+    alone = True
     tries = 5
     pause = 1.0
     timeout = 60.0
@@ -379,7 +402,7 @@ class Endpoint:
                 time.sleep(min(self.pause * 2 ** (attempt - 1), 30))
             request = urllib.request.Request(f"{self.url}/chat/completions", json.dumps(body).encode(), headers)
             try:
-                with urllib.request.urlopen(request, timeout=self.timeout) as reply:
+                with _opener.open(request, timeout=self.timeout) as reply:
                     content = json.loads(reply.read(1 << 20))["choices"][0]["message"]["content"]
                     return content if isinstance(content, str) else ""
             except RecursionError:  # endlessly nested: no verdict

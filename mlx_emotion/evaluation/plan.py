@@ -156,8 +156,10 @@ class Settings:
         if scales is not None and intensities is not None:
             raise UsageError("give --scales or --intensities, not both")
         raw = uncalibrated(pack, names)
-        if intensities is not None and 0 < len(raw) < len(names):
-            raise UsageError(f"{', '.join(raw)} not calibrated, others are; give --scales, or other --emotions")
+        if scales is None and 0 < len(raw) < len(set(names)):
+            raise UsageError(
+                f"{', '.join(raw)} not calibrated, others are; give --scales or other --emotions, or calibrate the pack"
+            )
         # Without calibration intensity 1.0 is once the vector: the conditions are called what they are.
         unit = "scale" if scales is not None or raw else "intensity"
         given = scales if scales is not None else intensities

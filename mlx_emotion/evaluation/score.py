@@ -121,7 +121,7 @@ class Verdicts:
 
         if isinstance(judge, Builtin):  # costs less to ask than to remember
             return ask(rows)
-        return self._all(judge.name, judge.label, rows, judge.batch, ask)
+        return self._all(judge.name, judge.label, rows, judge.batch, ask, getattr(judge, "alone", False))
 
     def perplexity(
         self, model: str, rows: Sequence[Row], adapter: str | None = None, trust_remote_code: bool = False
@@ -143,14 +143,24 @@ class Verdicts:
         return self._all(judge, "perplexity", rows, 64, ask)
 
     def _all(
-        self, name: str, label: str, rows: Sequence[Row], size: int, ask: Callable[[Sequence[Row]], list[Any]]
+        self,
+        name: str,
+        label: str,
+        rows: Sequence[Row],
+        size: int,
+        ask: Callable[[Sequence[Row]], list[Any]],
+        alone: bool = False,
     ) -> list[Any]:
-        # A batch that is not known to its end is judged whole: what shares a batch moves a score's last digits.
+        """One verdict a row; ``alone`` says that what else is asked for does not matter to it."""
         for start in range(0, len(rows), size):
             part = rows[start : start + size]
-            if all((name, r["id"]) in self._found or not r["answer"].strip() for r in part):
+            missing = [r for r in part if (name, r["id"]) not in self._found and r["answer"].strip()]
+            if not missing:
                 continue
-            lines = [{"judge": name, "id": r["id"], "verdict": finite(v)} for r, v in zip(part, ask(part))]
+            # Else a batch is judged whole: what shares it moves a score's last digits. A verdict that is there stays.
+            asked = missing if alone else part
+            given = dict(zip((r["id"] for r in asked), ask(asked)))
+            lines = [{"judge": name, "id": r["id"], "verdict": finite(given[r["id"]])} for r in missing]
             append_lines(self._run.judgements, lines)
             self._found |= {(name, line["id"]): line["verdict"] for line in lines}
             self._progress(start + len(part), len(rows), label)

@@ -59,21 +59,23 @@ def question(answer: str, emotion: str) -> str | None:
 
 
 class Distinct:
-    """Questions, each said only once: two that share most of their words count as one."""
+    """Questions, each said only once: two that share most of their words count as one. ``known`` stay, all of them."""
 
     def __init__(self, known: Iterable[str] = ()) -> None:
-        self.questions: list[str] = []
-        self._words: list[frozenset[str]] = []
-        for text in known:
-            self.add(text)
+        self.questions = list(known)
+        self._words = [_words(text) for text in self.questions]
 
     def add(self, text: str) -> None:
         """Take ``text`` in, unless it is there already."""
-        words = frozenset(re.findall(r"\w+", text.lower()))
+        words = _words(text)
         if any(len(words & other) >= ALIKE * len(words | other) for other in self._words):
             return
         self.questions.append(text)
         self._words.append(words)
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(re.findall(r"\w+", text.lower()))
 
 
 def generate(
@@ -83,7 +85,7 @@ def generate(
     known: Iterable[str] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> list[str]:
-    """Up to ``count`` distinct questions for ``emotion``, those of ``known`` first.
+    """Up to ``count`` distinct questions for ``emotion``, all of ``known`` first.
 
     ``ask`` turns prompts into answers, in any order. Fewer than ``count`` come back where the model
     repeats itself, or does not write questions, ``ATTEMPTS`` times for each that is wanted.
@@ -99,7 +101,7 @@ def generate(
                 progress(len(found.questions), count)
             if len(found.questions) >= count:
                 break
-    return found.questions[:count]
+    return found.questions
 
 
 def asker(voice: Voice, batch_size: int, temperature: float, stopped: Callable[[], bool]) -> Ask:

@@ -153,6 +153,9 @@ def test_without_calibration_intensities_are_called_scales(pack, model, tmp_path
     half = uncalibrated(pack, "fear")
     with pytest.raises(UsageError, match="fear not calibrated, others are"):
         Settings.make(half, **few)
+    with pytest.raises(UsageError, match="fear not calibrated, others are"):
+        Settings.make(half, emotions=["fear", "joy"])
+    assert Settings.make(half, emotions=["fear", "joy"], scales=[1]).unit == "scale"
     assert Settings.make(half, emotions=["joy"], intensities=[0.5]).unit == "intensity"
 
 
@@ -352,6 +355,12 @@ def test_a_later_stage_refuses_what_the_run_is_not(done, stage, given, says, cap
     assert main(["evaluate", "-o", str(done.folder), "--stage", stage, *given]) in (1, 2)
     assert says in capsys.readouterr().err
     assert done.scores.read_bytes() == before
+
+
+@pytest.mark.parametrize("given", [["--judge", "builtin"], ["--metrics", "eps"], ["--ask-again"]])
+def test_a_report_takes_no_judges(done, given, capsys):
+    assert main(["evaluate", "-o", str(done.folder), "--stage", "report", *given]) == 2
+    assert f"{given[0]} is for --stage score" in capsys.readouterr().err
 
 
 def test_a_later_stage_takes_what_the_run_is(done, tiny_model_path, pack_path, queries_path, tmp_path):
@@ -572,6 +581,30 @@ def test_missing_verdicts_are_asked_for_again_when_that_is_wanted(tmp_path):
     assert asked == [["a", "b"], ["c"], ["a", "b"]]
 
 
+def test_a_verdict_that_is_there_stays_and_is_not_asked_for_again(tmp_path):
+    asked = []
+
+    class Filter:
+        name, label, batch, alone = "filter", "filter", 4, True
+
+        def judge(self, items):
+            asked.append([i.answer for i in items])
+            return [None if i.answer == "bc"[len(asked) > 1] else 1 for i in items]
+
+    class Together(Filter):
+        name, alone = "together", False
+
+    rows = [{"id": a, "question": "?", "answer": a} for a in "abcd"]
+    for judge, again in ((Filter(), ["b"]), (Together(), ["a", "b", "c", "d"])):
+        asked.clear()
+        run = Run(tmp_path / judge.name)
+        run.folder.mkdir()
+        found = [Verdicts(run, lambda *_: None, lambda: False, a).of(judge, rows) for a in (False, True)]
+        assert found == [[1, None, 1, 1], [1, 1, 1, 1]]
+        assert asked == [["a", "b", "c", "d"], again]
+        assert Verdicts(run, lambda *_: None, lambda: False).of(judge, rows) == [1, 1, 1, 1]
+
+
 def test_a_label_table_must_have_what_the_built_in_judge_says(done, tmp_path, capsys):
     path = tmp_path / "labels.json"
     path.write_text(json.dumps({label: angle for label, angle in read_labels(None).items() if label != "fear"}))
@@ -707,7 +740,7 @@ def test_the_rank_correlation_ends_at_the_full_dose():
     def row(kind: str, dose: float | None, p: float) -> dict:
         return {
             "condition": kind if dose is None else f"{kind}:fear@{dose:g}", "kind": kind, "emotion": "fear",
-            "dose": dose, "emotions": {"fear": p}, "group": "fear", "question": "Boo?",
+            "dose": dose, "emotions": {"fear": p}, "group": "fear", "question": "Boo?", "id": f"{kind}@{dose}|fear/0",
         }  # fmt: skip
 
     rows = [row("plain", None, 0.2), *(row("steering", d, p) for d, p in ((-1, 0.9), (0.5, 0.4), (1, 0.6), (1.5, 0)))]

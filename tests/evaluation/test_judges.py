@@ -8,6 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from mlx_emotion.engine import shared
 from mlx_emotion.errors import EvaluationError, UsageError
 from mlx_emotion.evaluation import judges
 from mlx_emotion.evaluation.judges import Item
@@ -181,8 +182,14 @@ class Endpoint:
                 data = b"<html>" if reply is None else json.dumps(answer).encode()
                 self.send_response(reply if isinstance(reply, int) else 200)
                 self.send_header("Content-Length", str(len(data)))
+                if reply == 302:
+                    self.send_header("Location", f"http://localhost:{outer.server.server_port}/other")
                 self.end_headers()
                 self.wfile.write(data)
+
+            def do_GET(self):
+                outer.seen.append((self.path, self.headers.get("Authorization"), None))
+                self.send_error(404)
 
             def log_message(self, *_):
                 pass
@@ -218,6 +225,13 @@ def test_an_endpoint_that_is_busy_and_broken_at_first():
         found = judges.chat_judge(endpoint.spec, "scores").judge(ITEMS[:1])
     assert found == [dict.fromkeys(EAS_EMOTIONS, 10.0)]
     assert len(endpoint.seen) == 5
+
+
+def test_the_key_does_not_follow_a_redirect(monkeypatch):
+    monkeypatch.setenv("MLX_EMOTION_JUDGE_KEY", "secret")
+    with Endpoint(302) as endpoint, pytest.raises(EvaluationError, match="HTTP 302"):
+        judges.chat_judge(endpoint.spec, "topic").judge(ITEMS[:1])
+    assert {path for path, *_ in endpoint.seen} == {"/v1/chat/completions"}
 
 
 def test_a_refusal_is_asked_once_more_and_then_missing():
@@ -294,6 +308,33 @@ def test_an_endpoint_with_a_malformed_address(url):
 def test_a_local_model_is_asked_and_its_nonsense_is_missing(tiny_model_path):
     judge = judges.chat_judge(str(tiny_model_path), "topic")
     assert judge.judge(ITEMS[:2]) == [None, None]
+
+
+def test_a_local_judge_says_of_many_what_it_says_of_each(tiny_model_path, monkeypatch):
+    """Also one whose rows can't be batched."""
+    prompts = ["Is it good?", "A much longer question, which is padded to nothing: is this one any good?", "Yes?"]
+
+    def replies(part):
+        return shared().run(judges._local_replies, str(tiny_model_path), part, False)
+
+    each = [replies([p])[0] for p in prompts]
+    assert replies(prompts) == each
+    monkeypatch.setattr("mlx_emotion.batch.prefilled_together", lambda _: 0)
+    assert replies(prompts) == each
+
+
+def test_one_local_judge_at_a_time_is_kept(monkeypatch):
+    held = []
+
+    def load_model(name, **_):
+        held.append(len(judges._local))
+        return name
+
+    monkeypatch.setattr("mlx_emotion.models.load_model", load_model)
+    monkeypatch.setattr(judges, "_local", {})
+    assert [judges.local_model(n) for n in "aab"] == ["a", "a", "b"]
+    assert judges.local_model("b", None, False) == "b"
+    assert held == [0, 0]
 
 
 def test_a_judges_own_code_runs_only_where_that_is_allowed(monkeypatch):

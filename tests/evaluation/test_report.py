@@ -131,9 +131,11 @@ def test_the_embedded_model_was_written_with_its_judge_in_sight(scores):
 
 def test_the_foot_has_versions_and_a_command(scores):
     assert command(scores) == (
-        "mlx-emotion evaluate --model=some/model --emotions=base,fear --intensities=0,1 --limit=8 --parts=tables "
-        "--temp=0.6 --top-p=0.9 --max-tokens=60 --batch-size=16 --seed=0 --output=DIR"
+        "mlx-emotion evaluate --model=some/model --site=attention --emotions=base,fear --intensities=0,1 "
+        "--limit=8 --parts=tables --temp=0.6 --top-p=0.9 --max-tokens=60 --batch-size=16 --seed=0 --output=DIR"
     )
+    scores["pack"]["path"] = "/packs/my own.safetensors"
+    assert "--model=some/model --vectors='/packs/my own.safetensors' --site=attention" in command(scores)
     text = text_of(scores, Background({"mlx": "1.2.3"}))
     assert command(scores) in text
     assert "Versions: mlx 1.2.3." in text

@@ -72,6 +72,13 @@ def test_merge_takes_all_in_order_and_keeps_scales():
     assert a.info.method == "mean"  # the packs themselves are left as they were
 
 
+def test_merge_keeps_the_scale_of_a_base_vector_that_stays_the_same():
+    mine = make_pack("nostalgia", seed=1, base_scale=0.4)
+    basic = make_pack(base_scale=2.0)
+    assert [merge(packs).scale("base") for packs in ([basic, mine], [mine, basic])] == [2.0, 2.0]
+    assert merge([make_pack("joy", base_scale=2.0), make_pack("fear", seed=1, base_scale=1.0)]).info.base_scale is None
+
+
 def test_merge_of_one_emotion_twice():
     a, b = make_pack("joy", "fear"), make_pack("calm", "joy", seed=1, base_scale=1.0)
     b.info.emotions["joy"]["scale"] = 9.0

@@ -51,6 +51,12 @@ def test_layers_are_ordered_by_number_not_as_text(tmp_path):
     assert import_files([path], deep)["joy"][:, 0].tolist() == list(range(1, 13))
 
 
+def test_a_name_that_would_come_back_as_another(tmp_path):
+    with pytest.raises(PackError, match="inner_joy would come back as another; use gguf"):
+        export_files(make_pack("joy", "inner_joy"), "json", tmp_path / "p.json")
+    assert not list(tmp_path.iterdir())
+
+
 def test_one_emotion_goes_to_the_very_file(tmp_path):
     assert export_files(make_pack(), "json", tmp_path / "one.json", "fear") == [tmp_path / "one.json"]
     assert list(tmp_path.iterdir()) == [tmp_path / "one.json"]
