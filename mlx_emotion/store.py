@@ -323,11 +323,12 @@ class Store:
     # Conversations.
 
     def conversations(self, deleted: bool = False) -> list[Summary]:
-        """All conversations, or those deleted lately, the latest first."""
+        """All conversations, the latest first, or those deleted lately, the last deleted first."""
         rows = self._read(
             "SELECT id, title, model, created, updated, deleted, (SELECT count(*) FROM exchanges e WHERE "
             "e.conversation = c.id AND e.dropped IS NULL) AS exchanges FROM conversations c "
-            f"WHERE deleted IS {'NOT ' if deleted else ''}NULL ORDER BY updated DESC, rowid DESC"
+            f"WHERE deleted IS {'NOT ' if deleted else ''}NULL "
+            f"ORDER BY {'deleted DESC, ' if deleted else ''}updated DESC, rowid DESC"
         )
         return [Summary(**dict(r)) for r in rows]
 

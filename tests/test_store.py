@@ -279,6 +279,17 @@ def test_a_conversation_from_before_thoughts_were_kept(store, tmp_path):
     assert (back.reply.thinking, back.reply.scale) == ("", None)
 
 
+def test_the_last_deleted_is_the_first_to_come_back(store, monkeypatch):
+    first, second = (store.create("m") for _ in range(2))
+    for id_, text in ((first, "old one"), (second, "newer one")):
+        store.add(id_, Exchange(text))
+    times = iter(("2026-01-01T00:00:01+00:00", "2026-01-01T00:00:02+00:00"))
+    monkeypatch.setattr(store_module, "now", lambda: next(times))
+    store.delete(second)
+    store.delete(first)
+    assert [c.id for c in store.conversations(deleted=True)] == [first, second]
+
+
 def changed(data: dict, place: str, value: object) -> dict:
     """``data`` with ``value`` in the conversation, its first exchange or that one's first reply."""
     *path, name = place.split("/")

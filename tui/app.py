@@ -29,7 +29,7 @@ from . import messages
 from .box import LOW, MessageBox
 from .commands import MainScreen, commands
 from .feelings import Feelings
-from .keyboard import KeysInOrder
+from .keyboard import InOrder
 from .loading import Loader
 from .looks import DARK, LIGHT, MARKDOWN, blend, readable_bytes
 from .panel import Panel, binding, feeling_line
@@ -55,7 +55,7 @@ WELCOME = (
 )
 
 
-class EmotionApp(KeysInOrder):
+class EmotionApp(InOrder):
     """Talk with a model that feels something. ``load`` and ``store`` replace the real ones in tests.
 
     The parts: ``loader`` gets models, ``feelings`` holds what is felt, ``talk`` the conversation.
@@ -383,7 +383,7 @@ class EmotionApp(KeysInOrder):
             return "Close"
         if self.talk.speaking is not None:
             return "Stop"
-        return "Take back" if self.talk.waiting or self.talk.editing else ""
+        return "Take back" if self.box.has_focus and (self.talk.waiting or self.talk.editing) else ""
 
     def action_stop(self) -> None:
         """Stop the reply; with none, close what is open and go back to the message box."""
@@ -393,7 +393,7 @@ class EmotionApp(KeysInOrder):
             self.refresh_bindings()
         elif self.talk.speaking is not None:
             self.talk.stop()
-        elif not self.talk.take_back():
+        elif not (self.box.has_focus and self.talk.take_back()):  # else it is meant for the panel
             self.action_message()
 
     def action_message(self) -> None:
@@ -457,9 +457,7 @@ class EmotionApp(KeysInOrder):
                 if conversation is not None:
                     if talk.idle():  # a message that waited for the model may have been sent meanwhile
                         await talk.open(conversation)
-                elif talk.conversation is not None and all(
-                    c.id != talk.conversation for c in talk.store.conversations()
-                ):  # it has been deleted
+                elif talk.conversation in dialog.deleted:
                     await talk.new()
             except MLXEmotionError as error:
                 self.warn(str(error))
@@ -467,7 +465,8 @@ class EmotionApp(KeysInOrder):
         if not self._opened:  # typed ahead
             self.call_after_refresh(self.action_conversations)
         elif self.talk.idle():
-            self.push_screen(ConversationsDialog(self.talk.store), chosen)
+            dialog = ConversationsDialog(self.talk.store)
+            self.push_screen(dialog, chosen)
 
     def action_models(self) -> None:
         from .models import ModelsDialog

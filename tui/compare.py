@@ -241,7 +241,10 @@ class CompareScreen(Screen):
         try:
             if self.told is not None:
                 tell(self.chat, self.told)
-            for answer in self.chat.compare(self.exchange.user, self.feelings, self.seed):
+            answers = self.chat.compare(self.exchange.user, self.feelings, self.seed)
+            if self._stop:
+                self.chat.stop()
+            for answer in answers:
                 column, event = answer.column, answer.event
                 if isinstance(event, Done):
                     end(column, replies[column].ended(event))
@@ -308,6 +311,7 @@ class CompareScreen(Screen):
         """Stop the replies; when all have ended, leave without choosing."""
         if self.running:
             self._stop = True
+            self.chat.stop()
         else:
             self.dismiss(replace(self.exchange, chosen=None))
 

@@ -100,6 +100,8 @@ class ConversationsDialog(Dialog):
     def __init__(self, store: Store) -> None:
         super().__init__()
         self.store = store
+        self.deleted: set[str] = set()
+        """Those that were deleted here."""
         self._deleted: list[str] = []
         self._asking = ""
 
@@ -222,6 +224,7 @@ class ConversationsDialog(Dialog):
                 self._tell(str(error))
                 return
             self._deleted.append(id_)
+            self.deleted.add(id_)
             self._fill(self.query_one("#list", OptionList).highlighted or 0)
             self._tell("Deleted. u brings it back.")
 
@@ -234,11 +237,13 @@ class ConversationsDialog(Dialog):
                 return
             id_ = self._deleted.pop()
             self.store.undelete(id_)
+            self.deleted.discard(id_)
+            title = next((c.title for c in self.store.conversations() if c.id == id_), "")
         except MLXEmotionError as error:
             self._tell(str(error))
             return
         self._fill(id_)
-        self._tell("Brought back.")
+        self._tell(f"Brought back: {title}" if title else "Brought back.")
 
     def action_export(self, kind: str) -> None:
         if (id_ := self._current) is None:
@@ -247,5 +252,8 @@ class ConversationsDialog(Dialog):
             path = export_file(self.store, id_, Path.cwd(), kind)
         except MLXEmotionError as error:
             self._tell(str(error))
+            return
+        except FileNotFoundError:  # Path.cwd() alone raises it here
+            self._tell("The folder that this was started in is not there any more.")
             return
         self._tell(f"Written to {path}")

@@ -1,4 +1,4 @@
-"""Keys act one after another, also those that come faster than they are dealt with."""
+"""Keys, pastes and clicks act one after another, also those that come faster than they are dealt with."""
 
 from __future__ import annotations
 
@@ -8,14 +8,17 @@ from collections import deque
 
 from textual import events
 from textual.app import App
+from textual.dom import DOMNode
+from textual.errors import NoWidget
 from textual.message_pump import MessagePump
 
 PATIENCE = 0.5
-"""Seconds that a key is waited for at most: a part of the app may have gone, or have much else to do."""
+"""Seconds that one is waited for at most: a part of the app may have gone, or have much else to do."""
+ORDERED = (events.Key, events.Paste, events.MouseDown, events.MouseUp)
 
 
-class KeysInOrder(App[None]):
-    """An app whose keys wait for the key before.
+class InOrder(App[None]):
+    """An app in which what the user does waits for what they did before.
 
     Textual hands a key to what has the focus when it arrives, while the key before may still be on its way through
     the widgets and about to move the focus: what was typed after Tab then went to where Tab came from.
@@ -23,33 +26,41 @@ class KeysInOrder(App[None]):
 
     def __init__(self) -> None:
         super().__init__()
-        self._waiting: deque[events.Key] = deque()
-        self._turn: events.Key | None = None  # the one under way, or the next, on its way back to here
+        self._waiting: deque[events.Event] = deque()
+        self._turn: events.Event | None = None  # the one under way, or the next, on its way back to here
         self._settling: asyncio.Task[None] | None = None
 
     async def on_event(self, event: events.Event) -> None:
-        if not isinstance(event, events.Key) or event.is_forwarded:
+        if not isinstance(event, ORDERED) or event.is_forwarded:
             await super().on_event(event)
             return
-        if self._turn not in (None, event):
+        if self._turn is not None and self._turn is not event:
             self._waiting.append(event)
             return
-        self._turn, target = event, self.focused or self.screen
+        self._turn, target = event, self._target(event)
         try:
             await super().on_event(event)
         finally:
             self._settling = asyncio.create_task(self._settle(target))
 
-    async def _settle(self, target: MessagePump) -> None:
-        """Wait until a key has gone through ``target`` and what is around it, then let the next one go."""
+    def _target(self, event: events.Event) -> DOMNode:
+        """Where ``event`` goes first."""
+        if isinstance(event, events.MouseEvent):
+            with contextlib.suppress(NoWidget):
+                return self.mouse_captured or self.get_widget_at(*event.screen_offset)[0]
+            return self.screen
+        return self.focused or self.screen
+
+    async def _settle(self, target: DOMNode) -> None:
+        """Wait until an event has gone through ``target`` and what is around it, then let the next one go."""
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._passed_through(target), PATIENCE)
         self._turn = self._waiting.popleft() if self._waiting else None
         if self._turn is not None:
             self.post_message(self._turn)
 
-    async def _passed_through(self, target: MessagePump) -> None:
-        around = list(target.ancestors_with_self)  # type: ignore[attr-defined]  # a widget's or a screen's
+    async def _passed_through(self, target: DOMNode) -> None:
+        around = list(target.ancestors_with_self)
         for node in (*around, *around):  # the second time for what was told on the way
             await _passed(node)
         if self.screen not in around:  # a new one, that is to find its focus

@@ -40,6 +40,10 @@ class Finder(Input):
         self.add_class("-shown")
         self.focus()
 
+    def begin(self) -> None:
+        """The next search begins at the end: it is another conversation."""
+        self._found = ("", -1)
+
     def hide(self) -> None:
         self.remove_class("-shown")
         self._unmark()

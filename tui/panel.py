@@ -145,7 +145,7 @@ class Bars(Widget, can_focus=True):
             self._drag(event)
 
     def on_mouse_move(self, event: events.MouseMove) -> None:
-        if self._dragging:
+        if self._dragging and self.names:  # a model without a pack may have been taken meanwhile
             self._drag(event)
 
     def on_mouse_up(self) -> None:

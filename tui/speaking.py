@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from mlx_emotion import (
@@ -24,6 +24,17 @@ SAVE_EVERY = 0.5
 """Seconds between two writes of a growing reply."""
 
 Spoken = Token | Thought | FeelingChanged | GuardTripped | Reading | Done
+
+
+BEFORE = -1
+"""Index of a change of feeling that came before the reply began."""
+
+
+def stepped(timeline: Iterable[tuple[int, str]], event: FeelingChanged) -> tuple[tuple[int, str], ...]:
+    """``timeline`` with a change of feeling; one that came before the first token takes its place."""
+    if event.index == BEFORE:
+        return ((0, event.feeling),)
+    return (*timeline, (event.index, event.feeling))
 
 
 @dataclass(frozen=True)
@@ -50,13 +61,17 @@ class Speaking:
         text: list[str] = []
         thinking: list[str] = []
 
+        count = 0
+
         def so_far() -> Reply:
-            return replace(reply, text="".join(text), thinking="".join(thinking).strip(), timeline=tuple(timeline))
+            said, thought = "".join(text), "".join(thinking).strip()
+            return replace(reply, text=said, thinking=thought, timeline=tuple(timeline), tokens=count)
 
         try:
             for event in self._events():
                 self.inbox.append(event)
                 if isinstance(event, Token | Thought):
+                    count = event.index + 1
                     if isinstance(event, Thought):
                         thinking.append(event.text)
                     else:
@@ -64,10 +79,12 @@ class Speaking:
                             reply = replace(reply, thinking_tokens=event.index)
                         text.append(event.text)
                     if time.monotonic() - saved >= SAVE_EVERY:
-                        self._save(replace(so_far(), tokens=event.index + 1))
+                        self._save(so_far())
                         saved = time.monotonic()
                 elif isinstance(event, FeelingChanged):
-                    timeline.append((event.index, event.feeling))
+                    timeline = list(stepped(timeline, event))
+                    if event.index == BEFORE:
+                        reply = replace(reply, feeling=event.feeling)
                 elif isinstance(event, GuardTripped):
                     reply = replace(reply, guard=True)
                 elif isinstance(event, Done):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import threading
 import time
 from collections.abc import Iterator
@@ -24,7 +23,7 @@ from mlx_emotion import (
     Token,
 )
 
-from .speaking import Ended, Speaking
+from .speaking import BEFORE, Ended, Speaking, stepped
 
 if TYPE_CHECKING:
     from mlx_emotion import Chat
@@ -235,7 +234,12 @@ class Talk:
         def spoken() -> Iterator[Any]:
             if told is not None:
                 tell(chat, told, again=text is None)
+            now = chat.feeling
+            if str(now) != reply.feeling:  # changed while the chat was told, or a load was waited for
+                yield FeelingChanged(str(now), now.weights, BEFORE)
             events = chat.stream(text, seed=seed) if text is not None else chat.again(seed=seed)
+            if stopping.is_set():
+                chat.stop()
             for event in events:
                 yield event
                 if stopping.is_set():
@@ -321,8 +325,8 @@ class Talk:
         if self._message is None:
             return
         reply = self._message.reply
-        steps = (*reply.timeline, (event.index, event.feeling))
-        self._message.reply = replace(reply, timeline=steps, tokens=event.index + 1)
+        steps = stepped(reply.timeline, event)
+        self._message.reply = replace(reply, timeline=steps, tokens=max(event.index + 1, 0))
         self._message.describe()
 
     async def _ended(self, ended: Ended) -> None:
@@ -342,16 +346,31 @@ class Talk:
         # A message without an answer, or with half of one, is not as the chat remembers it.
         self.stale = self.stale or reply.state == "failed" or not reply.text
         self.app.warn("")
+        problem = "" if reply.text or reply.thinking else await self._back(number)
         self.app.refresh_bindings()
         self.app.take_next()
-        if ended.unsaved:
-            self.app.warn(f"{ended.unsaved}. The reply is kept here, and saved with your next message.")
+        if ended.unsaved or problem:
+            self.app.warn(f"{ended.unsaved or problem}. The reply is kept here, and saved with your next message.")
         elif reply.state == "failed":
             kept = " What came is kept; you can go on." if reply.text else ""
             self.app.warn(f"The reply failed: {reply.error}.{kept}")
         elif reply.thinking and not reply.text and reply.state == "length":
             self.app.warn("Only thoughts so far: a larger --max-tokens leaves room for the answer.")
         self.app.paint(f"{reply.tokens_per_second:.0f} tok/s" if reply.tokens_per_second else "")
+
+    async def _back(self, number: int) -> str:
+        """A reply ended with nothing said: the one before counts again. Returns what kept that from being stored."""
+        exchange = self.transcript.exchanges[number]
+        before = next((r for r in reversed(exchange.replies) if r.text), None)
+        if before is None or self.conversation is None:
+            return ""
+        changed, problem = replace(exchange, chosen=before.id), ""
+        try:
+            changed = await self.choose(changed, before)
+        except MLXEmotionError as error:
+            self.unchosen, problem = (self.conversation, changed, before), str(error)
+        await self.transcript.replace(number, changed)
+        return problem
 
     def save_pending(self, going_on: bool = False) -> None:
         """Store what could not be stored when it happened.
@@ -467,14 +486,17 @@ class Talk:
         """The chat knows another conversation; what was edited and what was read are not in this one."""
         self.stale = True
         self.app.panel.meter.clear()
+        self.app.finder.begin()
+        if self.waiting:
+            self.take_back()
         if self.editing:
             self.app.box.put(self.end_editing())
             self.app.warn("")
 
     async def open(self, conversation: str) -> None:
         """Go on with a stored conversation. Raises ``MLXEmotionError``."""
+        self.save_pending(going_on=True)  # what is read must be all that was said
         exchanges = self.store.exchanges(conversation)
-        gc.freeze()
         self.conversation = conversation
         self._leave()
         await self.app.query("#welcome").remove()

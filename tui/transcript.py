@@ -55,8 +55,8 @@ FOUND = Style(reverse=True)
 SEEN = ("text", "code_inline", "code_block", "fence", "image")
 """The tokens of Markdown whose content is painted."""
 LETTERS = re.compile(r"[^\W_]+")
-UNSEEN = re.compile(r"\]\([^()]*\)|<[^<>]*>")
-"""What may stand between the letters of Markdown without being painted: the address of a link, a tag."""
+UNSEEN = re.compile(r"\]\([^()]*\)|\]\[[^\[\]]*\]|<[^<>]*>|^\s*\d+[.)]\s", re.MULTILINE)
+"""What may stand between the letters of Markdown without being painted: a link's address, a tag, an item's number."""
 
 
 def pattern(words: str) -> re.Pattern[str]:

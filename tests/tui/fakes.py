@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -40,6 +41,7 @@ class Fake:
     trips_after: int | None = None
     waits_on_change: bool = False
     go: threading.Event = field(default_factory=threading.Event)
+    on_reset: Callable[[], None] = lambda: None
     id: str = "fake"
     quantization: str = "4-bit"
     memory: int = 5_000_000
@@ -86,6 +88,7 @@ class FakeChat:
         self.options = replace(self.options, **options)
 
     def reset(self):
+        self.model.on_reset()
         self.turns = []
 
     def add(self, user, reply, felt=()):
@@ -96,25 +99,32 @@ class FakeChat:
         self.turns.pop()
 
     def stream(self, message, seed=None):
+        self._stop.clear()
         self.turns.append([message, ""])
         return self._answer(seed)
 
     def again(self, feeling=None, seed=None):
+        self._stop.clear()
         self.turns[-1][1] = ""
         return self._answer(seed)
 
     def compare(self, message, feelings, seed=None):
-        texts = [f"{message} with {feeling}" for feeling in feelings]
+        self._stop.clear()
+        return self._compare([f"{message} with {feeling}" for feeling in feelings], feelings, seed)
+
+    def _compare(self, texts, feelings, seed):
         for column, text in enumerate(texts):
             yield Answer(column, Token(text, 0))
-        while not self.model.go.wait(0.01):
+        while not self.model.go.wait(0.01) and not self._stop.is_set():
             yield Answer(0, Token("", 0))
         for column, (text, feeling) in enumerate(zip(texts, feelings)):
-            yield Answer(column, self._done(text, "stop", feeling, 1, [(0, str(feeling))], False))
+            reason = "cancelled" if self._stop.is_set() else "stop"
+            yield Answer(
+                column, replace(self._done(text, reason, feeling, 1, [(0, str(feeling))], False), seed=seed or 1)
+            )
 
     def _answer(self, seed):
         self.seeds.append(seed)
-        self._stop.clear()
         felt, timeline, said, reason, tripped = self.feeling, [(0, str(self.feeling))], "", "stop", False
         thoughts = self.model.thinks.split()
         for index, word in enumerate(thoughts):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
-from mlx_emotion import Exchange, Reply, Store
+from mlx_emotion import Exchange, MLXEmotionError, Reply, Store
 from mlx_emotion.tui.transcript import ReplyMessage
 
 from .fakes import Fake, FullDisk, answered, ready, replied, say, text_of, until
@@ -485,3 +487,149 @@ async def test_the_last_reply_is_the_last_also_where_it_is_out_of_sight(make_app
         await app.talk.variant()
         assert app.transcript.exchanges[39].reply.text == "r39"
         assert [m.source for m in app.transcript.of(39)] == ["m39", "r39"]
+
+
+async def test_escape_in_the_panel_closes_it_and_keeps_what_is_edited(make_app):
+    app = make_app()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await ready(pilot)
+        await say(pilot, "first")
+        await answered(pilot, 1)
+        await pilot.press("ctrl+g", *" one", "tab")
+        await until(pilot, lambda: app.panel.has_focus_within)
+        await pilot.press("escape")
+        await until(pilot, lambda: app.box.has_focus)
+        assert (app.box.text, app.talk.editing) == ("first one", True)
+        await pilot.press("escape")
+        await until(pilot, lambda: not app.talk.editing)
+        assert app.box.text == ""
+
+
+async def test_again_stopped_before_its_first_word_leaves_the_reply_before(make_app, fake):
+    app = make_app()
+    async with app.run_test() as pilot:
+        await ready(pilot)
+        await say(pilot, "who are you?")
+        await answered(pilot, 1)
+        fake.go.clear()
+        await pilot.press("ctrl+r")
+        await until(pilot, lambda: app.talk.speaking is not None)
+        await pilot.press("escape")
+        await replied(pilot, 0, 2)
+        (exchange,) = app.transcript.exchanges
+        assert [r.text for r in exchange.replies] == [fake.says, ""]
+        assert exchange.reply.text == fake.says
+        assert app.talk.store.exchanges(app.talk.conversation) == [exchange]
+        fake.go.set()
+        await say(pilot, "and now?")
+        await answered(pilot, 2)
+        assert fake.chats[0].turns == [["who are you?", fake.says], ["and now?", fake.says]]
+
+
+async def test_a_feeling_that_changes_before_the_reply_begins_is_its_first(make_app, fake):
+    fake.breaks_after = 3
+    app = make_app(feeling="joy")
+    async with app.run_test() as pilot:
+        await ready(pilot)
+        app.talk.stale = True
+        fake.on_reset = lambda: app.chat.feel("fear:0.8")
+        await say(pilot, "hello")
+        await answered(pilot, 1)
+        for exchange in (app.transcript.exchanges[0], *app.talk.store.exchanges(app.talk.conversation)):
+            reply = exchange.reply
+            assert (reply.feeling, reply.timeline) == ("fear:0.8", ((0, "fear:0.8"),))
+            assert (reply.state, reply.text, reply.tokens) == ("failed", "one two three", 3)
+
+
+async def test_escape_before_the_model_is_asked_leaves_it_unasked(make_app, fake):
+    told, go_on = threading.Event(), threading.Event()
+
+    def telling():
+        told.set()
+        assert go_on.wait(30)
+
+    app = make_app()
+    async with app.run_test() as pilot:
+        await ready(pilot)
+        app.talk.stale = True
+        fake.on_reset = telling
+        fake.go.clear()
+        await say(pilot, "hello")
+        await until(pilot, told.is_set)
+        await pilot.press("escape")
+        await pilot.pause()
+        go_on.set()
+        await answered(pilot, 1)
+        assert (app.transcript.latest.reply.state, app.transcript.latest.reply.text) == ("cancelled", "")
+
+
+async def test_a_reply_that_could_not_be_stored_is_there_when_its_conversation_is_opened_again(make_app, fake):
+    app = make_app(store=FullDisk)
+    async with app.run_test() as pilot:
+        await ready(pilot)
+        fake.go.clear()
+        await say(pilot, "first")
+        await until(pilot, lambda: app.talk.speaking is not None)
+        app.talk.store.full = True
+        fake.go.set()
+        await answered(pilot, 1)
+        first = app.talk.conversation
+        await app.talk.new()
+        with pytest.raises(MLXEmotionError, match="disk is full"):
+            await app.talk.open(first)
+        app.talk.store.full = False
+        await app.talk.open(first)
+        assert [e.reply.text for e in app.transcript.exchanges] == [fake.says]
+
+
+async def test_a_conversation_that_another_window_deleted_stays_on_the_screen(make_app, fake):
+    app = make_app()
+    async with app.run_test() as pilot:
+        await ready(pilot)
+        await say(pilot, "precious")
+        await answered(pilot, 1)
+        Store().delete(app.talk.conversation)
+        await pilot.press("ctrl+o")
+        await until(pilot, lambda: len(app.screen_stack) == 2)
+        await pilot.press("escape")
+        await until(pilot, lambda: len(app.screen_stack) == 1)
+        await pilot.pause()
+        assert [e.user for e in app.transcript.exchanges] == ["precious"]
+        Store().undelete(app.talk.conversation)
+        await pilot.press("ctrl+o")
+        await until(pilot, lambda: len(app.screen_stack) == 2)
+        await pilot.press("d")
+        await until(pilot, lambda: not app.talk.store.conversations())
+        await pilot.press("escape")
+        await until(pilot, lambda: app.transcript.exchanges == [])
+
+
+async def test_find_begins_at_the_end_of_another_conversation(make_app):
+    app = make_app()
+    async with app.run_test(size=(100, 30)) as pilot:
+        await ready(pilot)
+        for text in ("a noise", "a noise again"):
+            await say(pilot, text)
+            await until(pilot, lambda t=text: app.transcript.exchanges[-1].user == t and app.talk.speaking is None)
+        await pilot.press("ctrl+f", *"noise", "enter", "enter")
+        await until(pilot, lambda: app.finder._found[1] == 0)
+        await app.talk.open(app.talk.conversation)
+        await pilot.press("ctrl+f", "enter")
+        await until(pilot, lambda: app.finder._found[1] == 1)
+
+
+async def test_the_folder_that_it_was_started_in_is_gone(make_app, tmp_path, monkeypatch):
+    app = make_app()
+    async with app.run_test(size=(100, 30)) as pilot:
+        await ready(pilot)
+        await say(pilot, "hello")
+        await answered(pilot, 1)
+        gone = tmp_path / "gone"
+        gone.mkdir()
+        monkeypatch.chdir(gone)
+        gone.rmdir()
+        await pilot.press("ctrl+o")
+        await until(pilot, lambda: len(app.screen_stack) == 2)
+        await pilot.press("m")
+        await until(pilot, lambda: "is not there any more" in text_of(app))
+        monkeypatch.chdir(tmp_path)

@@ -245,3 +245,15 @@ async def test_a_raw_scale_is_shown_and_kept(make_app, size):
         await answered(pilot, 1)
         assert app.transcript.exchanges[0].reply.scale == 30.0
         await until(pilot, lambda: "a   b tabbed words here" in text_of(app))
+
+
+async def test_the_emotions_go_while_one_of_them_is_dragged(make_app):
+    app = make_app()
+    async with app.run_test(size=(140, 40)) as pilot:
+        await ready(pilot)
+        bars = app.panel.bars
+        await pilot.mouse_down(bars, offset=(30, 1))
+        bars.offer([], {}, "no pack")
+        await pilot.hover(bars, offset=(34, 1))
+        await pilot.mouse_up(bars, offset=(34, 1))
+        assert app.is_running

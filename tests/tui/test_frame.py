@@ -307,6 +307,28 @@ async def test_a_message_sent_while_loading_is_answered_later(fake):
         assert app.transcript.exchanges[0].user == "early"
 
 
+async def test_a_message_sent_while_loading_does_not_go_into_another_conversation(fake):
+    gate, store = threading.Event(), Store()
+    other = store.create("fake")
+    store.add(other, Exchange("of another"))
+    store.close()
+
+    def load(name):
+        gate.wait(300)
+        return fake
+
+    app = EmotionApp(load=load, settings=Settings(animation=False))
+    async with app.run_test(size=(120, 30)) as pilot:
+        await say(pilot, "secret")
+        await until(pilot, lambda: app.talk.waiting)
+        await app.talk.open(other)
+        gate.set()
+        await ready(pilot)
+        await pilot.pause()
+        assert app.box.text == "secret"
+        assert [e.user for e in app.talk.store.exchanges(other)] == ["of another"]
+
+
 async def test_a_message_changed_while_loading_is_not_sent_by_itself(fake):
     gate = threading.Event()
 
@@ -1115,6 +1137,11 @@ async def test_keys_that_come_all_at_once_go_where_those_before_them_led(make_ap
         type_ahead(app, "ctrl+f", *"hello", "enter", "escape", *"back")
         await until(pilot, lambda: app.box.text == "back")
         assert app.finder.value == "hello" or not app.finder.display
+        type_ahead(app, *"see this: ")
+        app.post_message(events.Paste("pasted"))
+        type_ahead(app, *" ok")
+        await until(pilot, lambda: app.box.text == "backsee this: pasted ok")
+        app.box.put("back")
         type_ahead(app, "ctrl+t")
         await until(pilot, lambda: "6 chosen" in text_of(app))
         type_ahead(app, *["space", "down"] * 3)

@@ -264,6 +264,8 @@ async def test_what_is_found_is_in_view_and_marked_until_the_end():
         ("café", True),
         ("left right", True),
         ("never", False),
+        ("one two", True),
+        ("link here", True),
         ("break bold", False),
         (";", True),
     ],
@@ -272,6 +274,7 @@ def test_what_is_seen_of_markdown_is_found(words, there):
     text = (
         "A **bold** word &amp; *un*-bold, a [link](http://example.org) there, soft\nbreak <!-- never --> caf&eacute;"
         "\n\n```\nx = __y__ &amp;z\n```\n\n| left | right |\n|---|---|\n| 1 | 2 |\n"
+        "\n1. one\n2. two\n\nA [link][x] here.\n\n[x]: http://example.org\n"
     )
     assert says(text, words) is there
 
