@@ -6,6 +6,7 @@ from textual import events
 from textual.message import Message
 from textual.widgets import TextArea
 
+from .keyboard import InOrder
 from .looks import clean
 from .panel import binding
 from .settings import KEYS, Settings
@@ -99,6 +100,8 @@ class MessageBox(TextArea):
             self._at = None
             self.text = ""
             self.post_message(self.Sent(text))
+            if isinstance(self.app, InOrder):
+                self.app.focus_stays()
 
     def action_newline(self) -> None:
         self.insert("\n")

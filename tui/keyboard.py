@@ -28,16 +28,29 @@ class InOrder(App[None]):
         super().__init__()
         self._waiting: deque[events.Event] = deque()
         self._turn: events.Event | None = None  # the one under way, or the next, on its way back to here
+        self._stays = False
+        self._free: list[events.Event] = []  # characters on their way that wait for nothing
         self._settling: asyncio.Task[None] | None = None
+
+    def focus_stays(self) -> None:
+        """What is under way leaves the focus where it is: characters need not wait for its end."""
+        self._stays = True
+        while self._waiting and _writes(self._waiting[0]):
+            self._free.append(self._waiting.popleft())
+            self.post_message(self._free[-1])
 
     async def on_event(self, event: events.Event) -> None:
         if not isinstance(event, ORDERED) or event.is_forwarded:
             await super().on_event(event)
             return
         if self._turn is not None and self._turn is not event:
-            self._waiting.append(event)
+            if event in self._free or (self._stays and not self._waiting and _writes(event)):
+                await super().on_event(event)
+            else:
+                self._waiting.append(event)
             return
-        self._turn, target = event, self._target(event)
+        self._free.clear()
+        self._turn, self._stays, target = event, False, self._target(event)
         try:
             await super().on_event(event)
         finally:
@@ -65,6 +78,10 @@ class InOrder(App[None]):
             await _passed(node)
         if self.screen not in around:  # a new one, that is to find its focus
             await _passed(self.screen)
+
+
+def _writes(event: events.Event) -> bool:
+    return isinstance(event, events.Key) and event.is_printable
 
 
 async def _passed(node: MessagePump) -> None:
