@@ -23,6 +23,7 @@ from mlx_emotion import (
     Token,
 )
 
+from .loading import tidy
 from .speaking import BEFORE, Ended, Speaking, stepped
 
 if TYPE_CHECKING:
@@ -501,6 +502,7 @@ class Talk:
         self._leave()
         await self.app.query("#welcome").remove()
         await self.transcript.show(exchanges, self.app.catalogue)
+        tidy()  # of the messages that were shown before; and nothing pauses for these while one scrolls
         self.app.box.remember([e.user for e in exchanges])
         if any(e.undecided for e in exchanges):
             told = "Where a comparison was left without a choice, its first reply is shown; v goes through them."
