@@ -128,13 +128,19 @@ def endless(folder: Path) -> list[str]:
         config = json.loads((folder / "config.json").read_text())
         weights = mx.load(str(folder / "model.safetensors"))
         pieces = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
-        line_ends = [
-            number for piece, number in pieces.items() if "Ċ" in piece
-        ]  # after pages of its own it said no else
+        # After pages of its own it would say line ends only.
+        line_ends = [number for piece, number in pieces.items() if "Ċ" in piece]
         for name in ("scales", "biases"):  # embeddings are tied: what is zero here is not said
             weights[f"model.embed_tokens.{name}"][mx.array([config["eos_token_id"], *line_ends])] = 0
         mx.save_safetensors(str(folder / "model.safetensors"), weights, {"format": "mlx"})
-        (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 8192}))
+        # What is zero is still said where all else is less: the end is a token that training has driven far down.
+        changes = {
+            "config.json": {"eos_token_id": config["pad_token_id"], "max_position_embeddings": 8192},
+            "generation_config.json": {"eos_token_id": config["pad_token_id"]},
+            "tokenizer_config.json": {"eos_token": "<|endoftext|>"},
+        }
+        for name, change in changes.items():
+            (folder / name).write_text(json.dumps(json.loads((folder / name).read_text()) | change))
     return ["--model", str(folder), "--vectors", str(shipped_packs() / "embedded-attention.safetensors"), "--force"]
 
 
