@@ -7,7 +7,7 @@ import contextlib
 from collections import deque
 
 from textual import events
-from textual.app import App
+from textual.app import App, ScreenStackError
 from textual.dom import DOMNode
 from textual.errors import NoWidget
 from textual.message_pump import MessagePump
@@ -66,11 +66,13 @@ class InOrder(App[None]):
 
     async def _settle(self, target: DOMNode) -> None:
         """Wait until an event has gone through ``target`` and what is around it, then let the next one go."""
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._passed_through(target), PATIENCE)
-        self._turn = self._waiting.popleft() if self._waiting else None
-        if self._turn is not None:
-            self.post_message(self._turn)
+        try:
+            with contextlib.suppress(asyncio.TimeoutError, ScreenStackError):  # the app is being left
+                await asyncio.wait_for(self._passed_through(target), PATIENCE)
+        finally:
+            self._turn = self._waiting.popleft() if self._waiting else None
+            if self._turn is not None:
+                self.post_message(self._turn)
 
     async def _passed_through(self, target: DOMNode) -> None:
         around = list(target.ancestors_with_self)
