@@ -39,7 +39,7 @@ Block = Heading | Text | Table | Picture
 
 
 def number(value: float | None, digits: int = 2) -> str:
-    return NONE if value is None else f"{value:.{digits}f}"
+    return NONE if value is None else f"{round(value, digits) + 0.0:.{digits}f}"  # no "-0.0"
 
 
 def interval(found: Mapping[str, Any] | None, digits: int = 2, percent: bool = False, count: bool = False) -> str:

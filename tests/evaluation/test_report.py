@@ -7,7 +7,7 @@ import pytest
 from mlx_emotion import queries
 from mlx_emotion.evaluation import conclusions, report
 from mlx_emotion.evaluation.background import Background, command, overlap
-from mlx_emotion.evaluation.pages import Heading, Picture, Table, Text, to_html, to_markdown
+from mlx_emotion.evaluation.pages import Heading, Picture, Table, Text, interval, to_html, to_markdown
 
 
 def mean(value: float | None, low: float | None = None, high: float | None = None, n: int = 8) -> dict:
@@ -230,6 +230,10 @@ def test_base_rows_with_the_papers_beside_them(scores):
     rows = report.base_rows(scores, ["perplexity", "low_distinct"])
     assert [(who, scale) for who, scale, _ in rows] == [("", 0), ("Qwen2.5", 0), ("", 1), ("Qwen2.5", 1)]
     assert rows[1][2] == ["5.19", report.NONE]
+
+
+def test_a_rounded_nothing_has_no_sign():
+    assert interval(mean(0.0, -0.0004, 0.0004, 3), percent=True) == "0.0 [0.0, 0.0]"
 
 
 def test_nothing_that_is_given_can_write_into_the_markdown():
