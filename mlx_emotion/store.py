@@ -24,6 +24,7 @@ from .files import atomic_write, conversations_folder
 
 if TYPE_CHECKING:
     from .events import Done
+    from .model import Model
 
 FORMAT = "mlx-emotion conversation"
 FORMAT_VERSION = 1
@@ -81,6 +82,20 @@ class Reply:
     def partial(self) -> bool:
         """Whether the text is not all that would have been said."""
         return self.state in (WRITING, "cancelled", "failed")
+
+    @classmethod
+    def begun(cls, model: Model, feeling: str, scale: float | None, state: str = WRITING) -> Reply:
+        """A reply about to be made by ``model`` under ``feeling``."""
+        pack = model.vectors.path if model.vectors is not None else None
+        return cls(
+            state=state,
+            feeling=feeling,
+            timeline=((0, feeling),),
+            model=model.id,
+            fingerprint=model.identity.fingerprint,
+            pack=Path(pack).stem if pack else None,
+            scale=scale,
+        )
 
     def ended(self, done: Done) -> Reply:
         """The same reply as it ended."""

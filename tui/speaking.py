@@ -60,7 +60,6 @@ class Speaking:
         timeline = list(reply.timeline)
         text: list[str] = []
         thinking: list[str] = []
-
         count = 0
 
         def so_far() -> Reply:

@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlx_emotion import (
@@ -111,16 +110,7 @@ class Talk:
         """A reply about to be made by the model that is loaded, under the feeling that is set."""
         model = self.app.model
         assert model is not None
-        pack = model.vectors.path if model.vectors is not None else None
-        feeling = str(self.app.feelings.current)
-        return Reply(
-            feeling=feeling,
-            timeline=((0, feeling),),
-            model=model.id,
-            fingerprint=model.identity.fingerprint,
-            pack=Path(pack).stem if pack else None,
-            scale=self.app.options.get("scale"),
-        )
+        return Reply.begun(model, str(self.app.feelings.current), self.app.options.get("scale"))
 
     async def send(self, text: str) -> None:
         """Store the message, then answer it. What goes wrong puts the message back into the box."""

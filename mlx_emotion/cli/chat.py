@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 import sys
 from collections.abc import Iterator
@@ -124,15 +123,7 @@ class PlainChat:
         from ..events import Done, GuardTripped, Thought, Token
         from ..store import Reply
 
-        pack = self.model.vectors.path if self.model.vectors is not None else None
-        reply = Reply(
-            state="cancelled",
-            feeling=str(self.chat.feeling),
-            model=self.model.id,
-            fingerprint=self.model.identity.fingerprint,
-            pack=pack.stem if pack else None,
-            scale=self.chat.options.scale,
-        )
+        reply = Reply.begun(self.model, str(self.chat.feeling), self.chat.options.scale, "cancelled")
         text = ""
         try:
             for event in events:
@@ -157,9 +148,11 @@ class PlainChat:
             if not self.interactive:
                 raise
             self.say("(stopped)")
-            reply = replace(reply, text=text.strip())
         finally:
-            self.exchanges = [*(e for e in self.exchanges if e.id != exchange.id), exchange.with_reply(reply)]
+            reply = replace(reply, text=text.strip())
+            if reply.text or not exchange.replies:  # made again, with nothing said: the one before stands
+                exchange = exchange.with_reply(reply)
+            self.exchanges = [*(e for e in self.exchanges if e.id != exchange.id), exchange]
 
     def obey(self, name: str, rest: str = "") -> bool:
         """Carry out a slash command; ``True`` to leave."""
@@ -212,7 +205,7 @@ class PlainChat:
         from datetime import datetime
 
         from ..files import atomic_write, conversations_folder, user_path
-        from ..store import exported, now
+        from ..store import as_text, exported, now
 
         stamp = f"{datetime.now():%Y-%m-%d-%H%M%S}.json"
         path = user_path(name) if name else conversations_folder() / stamp
@@ -223,5 +216,5 @@ class PlainChat:
         head = {"title": self.exchanges[0].user, "model": self.model.id}
         content = exported(head | {"created": self.exchanges[0].created, "updated": now()}, self.exchanges)
         with atomic_write(path) as temporary:
-            temporary.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+            temporary.write_text(as_text(content, "json"), encoding="utf-8")
         return path
