@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
@@ -16,6 +15,7 @@ from textual.widgets import Footer, Input, OptionList, Static
 from textual.widgets.option_list import Option
 
 from mlx_emotion import MLXEmotionError, Store, export_file
+from mlx_emotion.files import user_path
 
 from .looks import clean
 from .panel import binding
@@ -208,7 +208,7 @@ class ConversationsDialog(Dialog):
                 self.store.rename(id_, value)
                 self._tell(self.HINT)
             elif what == "import":
-                id_ = self.store.import_file(os.path.expanduser(value))
+                id_ = self.store.import_file(user_path(value))
                 self._tell("Imported.")
         except MLXEmotionError as error:
             self._tell(str(error))

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import sys
-from pathlib import Path
 
 import click
 
+from ..files import user_path
 from .options import one_line, print_table
 
 
@@ -59,14 +58,14 @@ def export(conversation: str, kind: str, output: str | None) -> None:
         text = as_text(store.export(id_), kind)
         sys.stdout.write(one_line(text) if sys.stdout.isatty() else text)
     else:
-        click.echo(str(export_file(store, id_, _path(output), kind)))
+        click.echo(str(export_file(store, id_, user_path(output), kind)))
 
 
 @command.command(name="import")
 @click.argument("file")
 def import_(file: str) -> None:
     """Read a conversation from exported JSON; prints its new id."""
-    click.echo(_store().import_file(_path(file)))
+    click.echo(_store().import_file(user_path(file)))
 
 
 @command.command(name="rename")
@@ -94,10 +93,6 @@ def undelete(conversation: str) -> None:
     """Bring a deleted conversation back."""
     store = _store()
     store.undelete(store.find(conversation, deleted=True).id)
-
-
-def _path(given: str) -> Path:
-    return Path(os.path.expanduser(given))  # Path's own raises for a user that does not exist
 
 
 def _store():
