@@ -27,12 +27,13 @@ from .files import atomic_write, extraction_folder
 from .guard import distinct_2
 from .session import Voice
 from .vectors import EmotionVectors
+from .vectors.pack import SMALLEST
 
 PROMPTS = 16
 MARGIN = 0.5
 """How much less likely per token, in nats, than the model's own emotional replies: 1.65 times the perplexity."""
 DISTINCT = 0.9
-LARGEST, SMALLEST = 32.0, 1 / 1024
+LARGEST = 32.0
 STEPS = 4
 """How often the octave with the edge in it is halved: to 4 % of the scale."""
 TEMPERATURE, TOP_P, MAX_TOKENS = 0.6, 0.9, 64
@@ -57,7 +58,7 @@ class Fluency:
 def edge(fluent: Callable[[float], bool]) -> float:
     """The largest scale that is ``fluent``, at most ``LARGEST``.
 
-    Where not even ``SMALLEST`` is, that: so little is not felt, and it is the unsteered replies that are not fluent.
+    Where not even ``SMALLEST`` is, that: it is the unsteered replies that are not fluent.
     """
     if fluent(1.0):
         low, high = 1.0, 2.0
@@ -219,17 +220,6 @@ class Calibration:
         }
         if progress:
             progress(len(names), len(names), "")
-
-    @staticmethod
-    def doubts(pack: EmotionVectors) -> str:
-        """A line that names the emotions for which no scale was fluent; empty where there are none."""
-        scales = {n: e.get("scale") for n, e in pack.info.emotions.items()} | {BASE: pack.info.base_scale}
-        least = 1.001 * SMALLEST * (pack.info.calibration or {}).get("share", 1.0)  # scales are kept to four digits
-        names = ", ".join(n for n, scale in scales.items() if scale is not None and scale <= least)
-        return names and (
-            f"{names}: no scale was fluent, so intensity 1.0 does next to nothing; "
-            "see what the model answers unsteered, or use --scale"
-        )
 
     def forget(self) -> None:
         """Remove what is kept; the pack is safe elsewhere."""

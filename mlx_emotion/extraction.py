@@ -367,7 +367,7 @@ class Extraction:
             queries=dict(plan.source),
             decoding={"temperature": 0.0, "max_tokens": plan.max_tokens} | ({"think": True} if plan.think else {}),
             versions=library_versions(),
-            created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         )
         vectors = {n: self._vector(n) for n in plan.queries}
         samples = {n: self._samples(n)[sorted(state.done[n])] for n in plan.queries} if plan.keep_samples else None

@@ -212,7 +212,7 @@ class Chat:
         return self._session._messages(self._session.turns)
 
     def feel(self, feeling: FeelingLike) -> Feeling:
-        """Change the feeling; acts from the next token. Raises ``UsageError``."""
+        """Change the feeling; acts from the token after the next. Raises ``UsageError``."""
         value = parse_feeling(self._session.voice, feeling)
         self._session.feel(value)
         return value
@@ -226,7 +226,7 @@ class Chat:
         return self._session.options
 
     def change(self, **options: Any) -> Options:
-        """Change ``Options`` by name, from the next reply on; ``scale`` from the next token. Raises ``UsageError``."""
+        """Change ``Options`` by name, from the next reply on; ``scale`` as ``feel``. Raises ``UsageError``."""
         changed = _options(asdict(self._session.options) | options)
         self._session.change(changed)
         return changed

@@ -15,7 +15,7 @@ import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +44,7 @@ class Conflict(StoreError):
 
 def now() -> str:
     """The time as it is stored: ISO 8601, UTC, seconds."""
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def new_id() -> str:
@@ -261,7 +261,7 @@ class Store:
                     db.execute(f"PRAGMA user_version={number + 1}")
                 db.execute("COMMIT")
             # These two read all that is small, so damage there is known before anything is shown.
-            limit = datetime.now(timezone.utc) - timedelta(days=UNDO_DAYS)
+            limit = datetime.now(UTC) - timedelta(days=UNDO_DAYS)
             db.execute("DELETE FROM conversations WHERE deleted < ?", (limit.isoformat(timespec="seconds"),))
             db.execute("SELECT name, value FROM notes").fetchall()
             self._file = _identity(self.path)
@@ -281,7 +281,7 @@ class Store:
             raise self._problem(error) from None
 
     def _put_aside(self) -> Path:
-        stamp = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
+        stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
         aside = self.path.with_name(f"{self.path.stem}-corrupt-{stamp}{self.path.suffix}")
         count = 1
         while aside.exists():

@@ -312,9 +312,11 @@ def start() -> dict[str, dict]:
         began = time.perf_counter()
         process = subprocess.Popen(command, stdout=subprocess.PIPE)
         assert process.stdout is not None
-        process.stdout.read(1)
+        token = process.stdout.read(1)
         seconds = time.perf_counter() - began
         process.communicate()
+        if process.returncode or not token:
+            sys.exit(f"{' '.join(command)} failed with status {process.returncode}")
         return seconds
 
     first_token()

@@ -315,7 +315,7 @@ def main() -> None:
     options = parser.parse_args()
     found: dict[str, dict[str, float] | dict[str, str]] = {}
     with tempfile.TemporaryDirectory() as home:
-        os.environ.setdefault("MLX_EMOTION_HOME", home)
+        os.environ["MLX_EMOTION_HOME"] = home  # the user's conversations and settings are no part of this
         for work in PARTS:
             if options.only not in (None, work.__name__):
                 continue

@@ -13,7 +13,7 @@ import json
 import random
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -38,6 +38,8 @@ SECTIONS = {
 }
 CHOICE = re.compile(r"\[([^\[\]]*\|[^\[\]]*)\]")
 STRAY = re.compile(r"[\[\]{}<>|_*]|\b(TODO|XXX|FIXME)\b")
+GAPS = {"naming": ("thing",), **dict.fromkeys(("emotional", "little", "very"), ("noun", "adjective"))}
+"""The gaps that wordings may have, by kind."""
 ALLOWED = re.compile(r"[ -~’—–…éèêïöüàç°€£]*")
 
 
@@ -215,27 +217,46 @@ def check_across(topics: list[Topic]) -> list[str]:
 
 
 def check_wordings(path: Path) -> list[str]:
-    """Gaps in the wordings of instructions and follow-ups that nothing fills."""
+    """What is wrong in the wordings of instructions and follow-ups: no JSON, or gaps that nothing fills."""
+    try:
+        whole = path.read_text(encoding="utf-8")
+        json.loads(whole)
+    except (OSError, ValueError) as error:
+        return [f"{path}:{getattr(error, 'lineno', 1)}: {error}"]
     problems: list[str] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    kind = ""
+    for number, line in enumerate(whole.splitlines(), 1):
+        if key := re.match(r'\s*"(\w+)":', line):
+            kind, line = key[1], line[key.end() :]
         for text in re.findall(r'"([^"]*)"', line):
-            if STRAY.search(re.sub(r"\{(noun|adjective|thing)\}", "", text)):
+            if STRAY.search(re.sub(rf"\{{({'|'.join(GAPS.get(kind, ()))})\}}", "", text)):
                 problems.append(f"{path}:{number}: stray placeholder or bracket: {text}")
     return problems
 
 
-def load(folder: Path = FOLDER) -> list[Topic]:
-    """All topics of ``folder``, checked. Raises ``ValueError`` that lists every problem."""
-    topics, problems = [], []
-    for path in sorted(folder.glob("*.txt")):
-        topic, found = parse(path)
+def read(paths: Iterable[Path]) -> tuple[list[Topic], list[str]]:
+    """The topics of these files, and all problems that are in them and in the wordings."""
+    topics: list[Topic] = []
+    problems: list[str] = []
+    for path in paths:
+        try:
+            topic, found = parse(path)
+        except (OSError, UnicodeDecodeError) as error:
+            problems.append(f"{path}:1: {getattr(error, 'strerror', None) or error}")
+            continue
         topics.append(topic)
         problems += found + check(topic)
     problems += check_across(topics) + check_wordings(WORDINGS)
+    if not topics and not problems:
+        problems.append("there are no topic files")
+    return topics, problems
+
+
+def load(folder: Path = FOLDER) -> list[Topic]:
+    """All topics of ``folder``, checked. Raises ``ValueError`` that lists every problem."""
+    topics, problems = read(sorted(folder.glob("*.txt")))
     if problems:
         raise ValueError("\n".join(problems))
-    if not topics:
-        raise ValueError(f"no topic files in {folder}")
     return topics
 
 
@@ -524,9 +545,7 @@ class Dialogues:
 
 
 def main(arguments: list[str]) -> int:
-    parsed = [parse(Path(a)) for a in arguments or sorted(map(str, FOLDER.glob("*.txt")))]
-    topics = [topic for topic, _ in parsed]
-    problems = [p for topic, found in parsed for p in found + check(topic)] + check_across(topics)
+    topics, problems = read(map(Path, arguments) if arguments else sorted(FOLDER.glob("*.txt")))
     print("\n".join(problems) or f"{len(topics)} topics, no problems")
     lines = sum(len(v) for t in topics for v in t.sections.values())
     print(f"{lines} lines", file=sys.stderr)

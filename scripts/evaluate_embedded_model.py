@@ -29,6 +29,7 @@ from mlx_emotion.batch import Finished, Job, run_batch
 from mlx_emotion.emotions import Feeling
 from mlx_emotion.errors import MLXEmotionError
 from mlx_emotion.evaluation.lexicon import Lexicon, score, top
+from mlx_emotion.files import atomic_write, check_writable
 from mlx_emotion.guard import distinct_2
 from mlx_emotion.models import EMBEDDED
 from mlx_emotion.options import Options
@@ -115,7 +116,13 @@ def tables(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
+def positive(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise ValueError
+    return number
+
+
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--json", type=Path)
     parser.add_argument("--answers", type=Path, help="also write every reply here, as JSON lines")
@@ -123,11 +130,14 @@ def main() -> None:
     parser.add_argument("--model", default=EMBEDDED)
     parser.add_argument("--vectors", help="default: for the embedded model the pack that ships with it")
     parser.add_argument("--second", type=Path, default=SECOND, help="the second judge's lexicon")
-    parser.add_argument("--questions", type=int, default=100)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--questions", type=positive, default=100)
+    parser.add_argument("--seeds", type=positive, default=3)
     parser.add_argument("--emotions", nargs="*")
     parser.add_argument("--intensities", nargs="*", type=float, default=[0.5, 1.0, 1.5])
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def evaluate(args: argparse.Namespace) -> None:
     vectors = args.vectors
     if not vectors and args.model == EMBEDDED:
         vectors = shipped_packs() / f"embedded-{args.site}.safetensors"
@@ -135,10 +145,13 @@ def main() -> None:
         second = Lexicon(json.loads(args.second.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         sys.exit(f"{args.second} is not a lexicon: {error}")
-    try:
-        model = mlx_emotion.load(args.model, vectors=vectors, site=args.site)
-    except MLXEmotionError as error:
-        sys.exit(str(error))
+    for path in filter(None, (args.json, args.answers)):
+        check_writable(path)
+    model = mlx_emotion.load(args.model, vectors=vectors, site=args.site)
+    if model.vectors is None:
+        sys.exit(f"no pack for {model.id} on this machine; name one with --vectors")
+    for feeling in args.emotions or MIXES:
+        model.feeling(feeling)
     trained = json.loads((model.path / "training.json").read_text())["topics"]
     topics = [t for t in load_corpus() if t.name in trained]
     corpus = {r for t in topics for s, lines in t.sections.items() for ln in lines for r in expand(ln.text)}
@@ -175,7 +188,7 @@ def main() -> None:
                 for question, n in looped:
                     options = {"temperature": TEMPERATURE, "top_p": TOP_P, "max_tokens": MAX_TOKENS}
                     text = model.generate(question, f"{emotion}:{intensity:g}", seed=n, **options).text
-                    guarded += distinct_2(text.split()) < 0.3
+                    guarded += distinct_2(model.run(lambda voice, t=text: voice.loaded.template.encode(t))) < 0.3
                 results[f"{emotion} {intensity:g}"]["guarded_below_0.3"] = guarded
     if not args.emotions:
         for mix in MIXES:
@@ -188,8 +201,15 @@ def main() -> None:
             ]
     print(tables(results))
     if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(results, indent=1) + "\n")
+        with atomic_write(args.json) as fresh:
+            fresh.write_text(json.dumps(results, indent=1) + "\n")
+
+
+def main() -> None:
+    try:
+        evaluate(arguments())
+    except (OSError, ValueError, MLXEmotionError) as error:
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":

@@ -33,17 +33,19 @@ answer is made again under another feeling, with `keep` and `refeel`, leaves the
 ARCHITECTURES = """
 "Same numbers" means: per-layer means over response tokens at both sites, emotion vectors of given pairs, and logits of
 a 32-token generation, steered as in the authors' code and as in Eq. 1, against hooks on the Hugging Face model in
-float32 (relative error at most 1e-4, cosine at least 0.99999): `pytest tests/parity`. Where a template puts a system
-message of its own when none is given (Qwen), it is kept out. Gemma has no system role: a system message goes in front
-of the first user message. Baichuan 2 is read from safetensors; its 13B models have ALiBi. `mlx_lm.convert` can load
-neither Baichuan 2 nor Qwen v1: `mlx_emotion.architectures.convert(source, output, bits, group_size)` quantises them.
+float32 (relative error at most 1e-4, cosine at least 0.99999): `pytest tests/parity`, with the extra `parity`. Where a
+template puts a system message of its own when none is given (Qwen), it is kept out. Gemma has no system role: a system
+message goes in front of the first user message. Baichuan 2 is read from safetensors; its 13B models have ALiBi.
+`mlx_lm.convert` can load neither Baichuan 2 nor Qwen v1: `mlx_emotion.architectures.convert(source, output, bits,
+group_size)` quantises them.
 
 ## Architectures
 
-{count} architectures. *Site* is what is offered first: `attention`, or `residual` where no layer has softmax attention;
-`residual` can be asked for everywhere. *Layers* are those tapped in the tiny model. *Batch*: padding would reach the
-state of some recurrent models, so those take their prompts one by one; some models of mlx-lm can't be batched at all.
-Of several stacked residual streams (gemma3n, deepseek_v41) the first is read and steered.
+{count} architectures. *Site* is the one that was checked: `attention`, the default, or `residual` where no layer has
+softmax attention: there it has to be asked for (`--site residual`); it can be everywhere. *Layers* are those tapped in
+the tiny model. *Batch*: padding would reach the state of some recurrent models, so those take their prompts one by one;
+some models of mlx-lm can't be batched at all. Of several stacked residual streams (gemma3n, deepseek_v41) the first is
+read and steered.
 
 | architecture | code | site | layers | batch | kinds of cache |
 |---|---|---|---|---|---|

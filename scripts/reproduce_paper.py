@@ -19,6 +19,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from mlx_emotion.evaluation.metrics import paper_rows
 from mlx_emotion.evaluation.plan import Plan, Settings
 from mlx_emotion.evaluation.probes import METHOD_QUERIES
 from mlx_emotion.evaluation.report import base_rows, judged_by, not_comparable
+from mlx_emotion.files import atomic_write
 from mlx_emotion.models import PATTERNS, embedded_path, missing_weights, read_config, sizes
 from mlx_emotion.queries import shipped
 from mlx_emotion.vectors import EmotionVectors, Identity, PackInfo
@@ -160,7 +162,10 @@ def is_made(folder: Path, args: argparse.Namespace) -> bool:
         there = json.loads(beside.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         there = None
-    there = there if isinstance(there, dict) else {}
+    if not isinstance(there, dict):
+        raise PackError(
+            f"{beside} can't be read, so what {pack} was made with is not known; remove {beside} to make it anew"
+        )
     if other := [f"{k}: there {there.get(k)}, asked {v}" for k, v in wanted.items() if there.get(k) != v]:
         raise PackError(f"{pack} is of another run ({'; '.join(other)}); give another --output, or remove {folder}")
     return pack.is_file()
@@ -185,15 +190,23 @@ def commands(model: str, folder: Path, args: argparse.Namespace) -> list[list[st
     return [evaluate] if is_made(folder, args) else [extract, evaluate]
 
 
+stopping = threading.Event()
+"""Set when this script was told to stop: whatever the command under way makes of it, no other begins."""
+
+
 def work(command: list[str]) -> int:
     """The exit status of ``command``, which is told of Ctrl-C and then stops at a safe place."""
     # A process of its own, so that its memory is free for the next; a session of its own, so that it is told once.
     child = subprocess.Popen(command, start_new_session=True)
 
     def tell(number: int, _: object) -> None:
+        stopping.set()
         child.send_signal(signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
 
-    old = {s: signal.signal(s, tell) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    told = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup leaves it
+        told.append(signal.SIGHUP)
+    old = {s: signal.signal(s, tell) for s in told}
     try:
         return child.wait()
     finally:
@@ -206,10 +219,12 @@ def reproduce(model: str, folder: Path, args: argparse.Namespace) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     for command in commands(model, folder, args):
         print(f"\n{model}: {command[3]}", flush=True)
-        if status := work(command):
-            return status
-        if command[3] == "extract":
-            (folder / "pack.json").write_text(json.dumps(pack_settings(args)) + "\n", encoding="utf-8")
+        status = work(command)
+        if not status and command[3] == "extract":
+            with atomic_write(folder / "pack.json") as fresh:
+                fresh.write_text(json.dumps(pack_settings(args)) + "\n", encoding="utf-8")
+        if status or stopping.is_set():
+            return 130 if stopping.is_set() else status
     return 0
 
 
@@ -298,7 +313,8 @@ def main() -> int:
         else:
             failed.append(f"{model} (status {status})")
     if done:
-        (args.output / "summary.md").write_text(summary(done), encoding="utf-8")
+        with atomic_write(args.output / "summary.md") as fresh:
+            fresh.write_text(summary(done), encoding="utf-8")
         print(args.output / "summary.md")
     if status == 130:
         print("reproduce_paper: stopped; the same command goes on", file=sys.stderr)
@@ -313,3 +329,5 @@ if __name__ == "__main__":
         sys.exit(main())
     except KeyboardInterrupt:  # between two commands
         sys.exit(130)
+    except (OSError, MLXEmotionError) as error:
+        sys.exit(f"reproduce_paper: {error}; what is done is kept, and the same command goes on")

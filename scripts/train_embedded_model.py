@@ -108,6 +108,14 @@ def check_machine(args: argparse.Namespace) -> None:
         sys.exit(f"{memory >> 20} MiB of memory free, training needs {wanted >> 20}; lower --tokens")
 
 
+def check_output(output: Path, work: Path) -> None:
+    """End with a line if ``output`` is no place for the model: what is there now will be removed."""
+    if output == work or output in work.parents:
+        sys.exit(f"{output}: the model folder is made anew and can't hold --work, {work}")
+    if output.exists() and not (output / "training.json").is_file() and (not output.is_dir() or any(output.iterdir())):
+        sys.exit(f"{output}: there is something that this script did not make; name another folder with --output")
+
+
 def free_memory() -> int:
     """Bytes that a program may still take: on Linux with what caches give back, elsewhere all that there is."""
     with contextlib.suppress(OSError):
@@ -612,7 +620,6 @@ def train(topics: list[Topic], tokenizer, args: argparse.Namespace) -> tuple[Lla
         )
     ).to(device)
     shifts = Shifts(model.config, device)
-    low = bfloat16_is_faster(device)
     warmup = min(200, args.steps // 10)
 
     def rate(step: int) -> float:
@@ -624,13 +631,14 @@ def train(topics: list[Topic], tokenizer, args: argparse.Namespace) -> tuple[Lla
     optimizers = optimizers_of(model, heads, args.rate)
     checkpoint, log_path = args.work / "checkpoint.pt", args.work / "log.jsonl"
     first, entries, settings = 0, [], settings_of(topics, args)
+    low = None
     record = {"topics": [t.name for t in topics], "sharper": SHARPER, "stages": []}
     if checkpoint.exists():
         saved = torch.load(checkpoint, map_location=device, weights_only=True)
         if changed := [name for name, value in settings.items() if saved.get("settings", {}).get(name) != value]:
             sys.exit(f"{checkpoint} was made with other settings ({', '.join(changed)}); give the same, or --restart")
         entries, record = saved["entries"], saved["record"]
-        first = entries[-1]["step"]
+        first, low = entries[-1]["step"], saved["low"]
         model.load_state_dict(saved["model"])
         heads.load_state_dict(saved["heads"])
         shifts.state = saved["shifts"]
@@ -641,6 +649,8 @@ def train(topics: list[Topic], tokenizer, args: argparse.Namespace) -> tuple[Lla
         grow(model, weights_of(args.start) if args.start else {})
         if args.start:
             record["stages"] = json.loads((args.start / "training.json").read_text())["stages"]
+    if low is None:  # timed once: a resumed run goes on in the same precision
+        low = bfloat16_is_faster(device)
     all_groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     encoder = Encoder(tokenizer, topics, args.context)
     columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -701,6 +711,7 @@ def train(topics: list[Topic], tokenizer, args: argparse.Namespace) -> tuple[Lla
                 entries.append(entry)
                 saved = {
                     "settings": settings,
+                    "low": low,
                     "record": record,
                     "entries": entries,
                     "model": model.state_dict(),
@@ -781,7 +792,7 @@ def card(model: LlamaForCausalLM, topics: list[Topic], record: dict, args: argpa
 
 def make_packs(args: argparse.Namespace) -> None:
     """Make and calibrate the packs of both sites, and measure, all with the ordinary commands."""
-    shipped = args.output.resolve() == SHIPPED
+    shipped = args.output == SHIPPED
     packs, results = (PACKS, RESULTS) if shipped else (args.work, args.work)
     packs.mkdir(parents=True, exist_ok=True)
     for site in ("attention", "residual"):
@@ -798,8 +809,10 @@ def make_packs(args: argparse.Namespace) -> None:
 
 
 def build(args: argparse.Namespace) -> None:
-    if args.topics and args.output.resolve() == SHIPPED:
+    args.work, args.output = args.work.resolve(), args.output.resolve()
+    if args.topics and args.output == SHIPPED:
         sys.exit("--topics makes a model of a part of the corpus; name another folder for it with --output")
+    check_output(args.output, args.work)
     check_machine(args)
     try:
         topics = load_corpus()
@@ -809,6 +822,8 @@ def build(args: argparse.Namespace) -> None:
         if unknown := set(args.topics) - {t.name for t in topics}:
             sys.exit(f"no topic {', '.join(sorted(unknown))} in the corpus")
         topics = [t for t in topics if t.name in args.topics]
+        if sum(not t.general for t in topics) < 2:
+            sys.exit("--topics needs two at least: a question of one is made with words of another")
     if args.restart:
         for name in ("checkpoint.pt", "log.jsonl"):
             (args.work / name).unlink(missing_ok=True)

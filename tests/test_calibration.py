@@ -66,21 +66,6 @@ def test_fluent_at_none():
     assert Scripted(empty=lambda s: PROMPTS if s else 1).scale("fear") == SMALLEST
 
 
-def test_what_was_fluent_at_none_is_named():
-    least = float(f"{SMALLEST:.4g}")
-    info = SimpleNamespace(
-        emotions={"fear": {"scale": least}, "joy": {"scale": 0.4}, "calm": {}}, base_scale=None, calibration=None
-    )
-    assert Calibration.doubts(SimpleNamespace(info=info)).startswith("fear: no scale was fluent")
-    info.emotions["fear"]["scale"], info.base_scale = 1.0, least / 2
-    info.calibration = {"share": 0.5}
-    assert Calibration.doubts(SimpleNamespace(info=info)).startswith("base: ")
-    info.base_scale = 0.9 * SMALLEST  # half of a scale that was fluent
-    assert Calibration.doubts(SimpleNamespace(info=info)) == ""
-    info.base_scale = 2.0
-    assert Calibration.doubts(SimpleNamespace(info=info)) == ""
-
-
 @pytest.mark.parametrize("empty", [PROMPTS, PROMPTS // 2 + 1])
 def test_a_model_that_says_nothing_is_refused(empty):
     script = Scripted(empty=lambda s: empty)

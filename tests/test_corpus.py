@@ -79,11 +79,28 @@ def test_a_stray_placeholder(problems, bad):
 
 def test_a_stray_placeholder_in_the_wordings(tmp_path):
     path = tmp_path / "wordings.json"
-    path.write_text('{\n "very": ["Be {adjective}."],\n "little": ["Be {nuon}.",\n "Be {noun."]\n}\n')
+    path.write_text(
+        '{\n "very": ["Be {adjective}."],\n "little": ["Be {nuon}.",\n "Be {noun."],\n "about": ["Is it {thing}?"]\n}\n'
+    )
     assert [p.rpartition(":")[0].removeprefix(str(path)) for p in corpus.check_wordings(path)] == [
         ":3: stray placeholder or bracket",
         ":4: stray placeholder or bracket",
+        ":5: stray placeholder or bracket",
     ]
+    path.write_text('{\n "very": [\n "Be {adjective}."\n "Be sad."\n]}\n')
+    assert [p.startswith(f"{path}:4: ") for p in corpus.check_wordings(path)] == [True]
+
+
+def test_files_that_cannot_be_read(tmp_path, monkeypatch, capsys):
+    missing, latin = tmp_path / "missing.txt", tmp_path / "latin.txt"
+    latin.write_bytes("== questions\nIs the café open?\n".encode("latin-1"))
+    assert corpus.main([str(missing), str(latin)]) == 1
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == f"{missing}:1: No such file or directory"
+    assert second.startswith(f"{latin}:1: 'utf-8' codec")
+    monkeypatch.setattr(corpus, "FOLDER", tmp_path / "empty")
+    assert corpus.main([]) == 1
+    assert "no topic files" in capsys.readouterr().out
 
 
 def test_an_answer_without_a_keyword_and_a_learned_test_question(problems):

@@ -10,6 +10,7 @@ from safetensors.numpy import save_file
 from mlx_emotion.emotions import Feeling
 from mlx_emotion.errors import PackError
 from mlx_emotion.vectors import EmotionVectors, Identity, PackInfo, read_info
+from mlx_emotion.vectors.pack import SMALLEST
 
 IDENTITY = Identity("some/model", "abc", "f" * 32, "llama", 3, 8)
 
@@ -35,6 +36,21 @@ def test_round_trip(tmp_path):
     assert back.scale("fear") == 2.5
     assert back.scale("joy") == 1.0
     assert not back.calibrated
+
+
+def test_a_pack_says_why_its_full_dose_is_in_doubt():
+    pack = make()
+    assert pack.doubts.startswith("this pack is not calibrated")
+    least = float(f"{SMALLEST:.4g}")
+    pack.info.emotions["fear"]["scale"], pack.info.emotions["joy"]["scale"] = least, 0.4
+    assert pack.doubts.startswith("fear: no scale was fluent")
+    pack.info.emotions["fear"]["scale"], pack.info.base_scale = 1.0, least / 2
+    pack.info.calibration = {"share": 0.5}
+    assert pack.doubts.startswith("base: ")
+    pack.info.base_scale = 0.9 * SMALLEST  # half of a scale that was fluent
+    assert pack.doubts == ""
+    pack.info.base_scale = 2.0
+    assert pack.doubts == ""
 
 
 def test_mixing_is_a_weighted_sum():

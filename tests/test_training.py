@@ -184,6 +184,8 @@ def build(tmp_path, monkeypatch):
 
 
 def test_an_interrupted_build_goes_on_and_ends_as_one_that_never_stopped(build, tmp_path, monkeypatch, capsys):
+    timed = iter([False, False])  # the part that goes on takes the precision of the part before it
+    monkeypatch.setattr(trainer, "bfloat16_is_faster", lambda device: next(timed))
     build("whole")
     with monkeypatch.context() as patch:
         calls = iter(range(10))
@@ -205,6 +207,19 @@ def test_an_interrupted_build_goes_on_and_ends_as_one_that_never_stopped(build, 
     whole, halves = (trainer.weights_of(tmp_path / name) for name in ("whole", "halves"))
     for name, value in whole.items():
         torch.testing.assert_close(halves[name], value)
+
+
+def test_what_would_be_lost_is_refused_first(build, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("all of it")
+    with pytest.raises(SystemExit, match="mine: there is something that this script did not make"):
+        build("mine")
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "all of it"
+    for work in ("place", "place/work"):
+        with pytest.raises(SystemExit, match="can't hold --work"):
+            build("place", "--work", str(tmp_path / work))
+    with pytest.raises(SystemExit, match="--topics needs two"):
+        build("one", "--topics", "cat")
 
 
 def test_a_disk_that_fills_up_ends_in_a_line_and_leaves_the_last_checkpoint(build, tmp_path, monkeypatch):

@@ -348,8 +348,8 @@ class EmotionApp(InOrder):
         self.panel.offer(model.emotions, self.catalogue, bool(self.options["readout"]))
         if not problem and not model.emotions:
             problem = "No emotion vectors for this model, so it answers neutrally. Ctrl+L can extract them."
-        elif not problem and model.vectors is not None and not model.vectors.calibrated:
-            problem = "This pack is not calibrated: 100 % is scale 1, which may be too weak or too strong."
+        elif not problem and model.vectors is not None:
+            problem = model.vectors.doubts
         self.warn("\n".join(filter(None, (self._not_resumed, problem))))
         self._not_resumed = ""
         self.paint_anew()

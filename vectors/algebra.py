@@ -102,7 +102,7 @@ def merge(packs: Iterable[EmotionVectors], prefer: str | None = None) -> Emotion
     info = dataclasses.replace(
         merged.info,
         emotions={n: merged.info.emotions[n] for n in order},
-        created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )
     return EmotionVectors({n: merged[n] for n in order}, info, merged.activation_norm, merged.samples)
 

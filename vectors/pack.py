@@ -29,6 +29,8 @@ SITES = ("attention", "residual")
 MAX_SCALE = float(np.finfo(np.float32).max)
 MAX_TOLD = 8
 """How many wrong fields an error names."""
+SMALLEST = 1 / 1024
+"""The scale that calibration gives where none is fluent: so little is not felt."""
 
 
 @dataclass(frozen=True)
@@ -222,6 +224,22 @@ class EmotionVectors(Mapping[str, np.ndarray]):
     @property
     def calibrated(self) -> bool:
         return all(e.get("scale") is not None for e in self.info.emotions.values())
+
+    @property
+    def doubts(self) -> str:
+        """A line that says why intensity 1.0 may not be the full useful dose; empty where nothing says so."""
+        if not self.calibrated:
+            return (
+                "this pack is not calibrated: intensity 1.0 is scale 1, which may be too weak or too strong; "
+                "see `mlx-emotion calibrate`"
+            )
+        scales = {n: e["scale"] for n, e in self.info.emotions.items()} | {BASE: self.info.base_scale}
+        least = 1.001 * SMALLEST * (self.info.calibration or {}).get("share", 1.0)  # scales are kept to four digits
+        names = ", ".join(n for n, scale in scales.items() if scale is not None and scale <= least)
+        return names and (
+            f"{names}: no scale was fluent, so intensity 1.0 does next to nothing; "
+            "see what the model answers unsteered, or use --scale"
+        )
 
     def scales(self, feeling: Feeling, raw: float | None = None) -> dict[str, float]:
         """Raw scale per emotion of ``feeling``; ``raw`` replaces the calibrated scales by one number."""

@@ -77,7 +77,7 @@ def _import(path: Path, model: Identity, site: str | None, force: bool) -> Emoti
             emotions={name: {"instructions": [], "count": 0, "scale": None}},
             method="imported",
             queries={"name": f"imported from {path.suffix[1:]} files"},
-            created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         )
     pack = EmotionVectors({name: vector}, info, norm, path=path)
     if (wrong := pack.mismatches(model)) and not force:

@@ -73,5 +73,5 @@ def command(
     for name, entry in vectors.info.emotions.items():
         click.echo(f"{name:12}{entry['scale']:g}")
     click.echo(f"{'base':12}{vectors.info.base_scale:g}")
-    if doubts := Calibration.doubts(vectors):
-        click.echo(doubts, err=True)
+    if vectors.doubts:
+        click.echo(vectors.doubts, err=True)

@@ -62,8 +62,8 @@ def command(plain: bool, resume: str | None, **given: Any) -> int | None:
         talk.say(f"{model.id}, {model.quantization}; feeling {chat.feeling}. /help lists the commands.")
         if model.id == "embedded":
             talk.say("This is a small companion model trained on this project's own text; give --model for a real one.")
-        if model.vectors is not None and not model.vectors.calibrated:
-            talk.say("This pack is not calibrated, so intensity 1.0 is scale 1; see `mlx-emotion calibrate`.")
+        if model.vectors is not None and model.vectors.doubts:
+            talk.say(model.vectors.doubts)
     return talk.run()
 
 

@@ -87,7 +87,5 @@ def command(
             replace=True,  # asked above, with another way out
         )
     click.echo(str(pack.path))
-    from ..calibration import Calibration
-
-    if doubts := Calibration.doubts(pack):
-        click.echo(doubts, err=True)
+    if pack.doubts and not no_calibrate:
+        click.echo(pack.doubts, err=True)

@@ -13,7 +13,7 @@ from .vectors_travel import commands
 
 @click.group(name="vectors")
 def command() -> None:
-    """List, show and check packs."""
+    """Packs: list, show, check, import, export, push, pull, diff, merge."""
 
 
 for _travel in commands:

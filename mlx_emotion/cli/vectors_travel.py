@@ -22,9 +22,9 @@ def _load(pack: str, samples: bool = False) -> EmotionVectors:
     return EmotionVectors.load(resolve(pack), samples)
 
 
-def _calibration_note(pack: EmotionVectors) -> None:
-    if not pack.calibrated:
-        click.echo("not calibrated: intensity 1.0 is scale 1; see `mlx-emotion calibrate`", err=True)
+def _doubts(pack: EmotionVectors) -> None:
+    if pack.doubts:
+        click.echo(pack.doubts, err=True)
 
 
 @click.command(name="import")
@@ -53,7 +53,7 @@ def import_(paths: tuple[str, ...], model: str, output: str | None, site: str | 
     if output is None and path.exists():
         raise UsageError(f"{path} is there already; give another place with --output, or `vectors merge` the two")
     pack.save(path)
-    _calibration_note(pack)
+    _doubts(pack)
     click.echo(str(path))
 
 
@@ -146,7 +146,7 @@ def merge(packs: tuple[str, ...], output: str, prefer: str | None) -> None:
 
     pack = join([_load(p, samples=True) for p in packs], prefer)
     pack.save(output)
-    _calibration_note(pack)
+    _doubts(pack)
     click.echo(output)
 
 

@@ -15,6 +15,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -656,6 +657,34 @@ def test_a_trial_pack_is_not_taken_for_the_real_one(script, tiny_model_path, tmp
     assert reproduce(script, monkeypatch, *command) == 1
     assert "limit: there 1, asked None" in capsys.readouterr().err
     assert reproduce(script, monkeypatch, *command, "--limit", "1") == 0
+
+
+def test_a_run_that_is_told_to_stop_begins_no_other_model(script, tiny_model_path, tmp_path, monkeypatch):
+    """Also where the command under way dies of the signal, as one does that is loading a model."""
+    begun = []
+
+    def dies(command):
+        begun.append(command)
+        script.stopping.set()
+        return -15
+
+    monkeypatch.setattr(script, "work", dies)
+    out = tmp_path / "out"
+    assert reproduce(script, monkeypatch, "embedded", tiny_model_path, "--output", out, "--yes") == 130
+    assert len(begun) == 1
+
+
+def test_a_hang_up_that_was_ignored_stays_so(script):
+    child = [sys.executable, "-c", "import time; time.sleep(1)"]
+    old = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        timer = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGHUP))
+        timer.start()
+        assert script.work(child) == 0
+        timer.join()
+    finally:
+        signal.signal(signal.SIGHUP, old)
+    assert not script.stopping.is_set()
 
 
 def test_a_model_that_fails_leaves_the_others_their_summary(script, tiny_model_path, tmp_path, monkeypatch, capsys):

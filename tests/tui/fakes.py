@@ -52,7 +52,7 @@ class Fake:
         self.chats: list[FakeChat] = []
         self.closed = False
         self.identity = SimpleNamespace(fingerprint="f00d", id=self.id)
-        pack = SimpleNamespace(path=Path("fake-pack.safetensors"), calibrated=True)
+        pack = SimpleNamespace(path=Path("fake-pack.safetensors"), doubts="")
         self.vectors = pack if self.emotions else None
         self.catalogue = {n: CATALOGUE[n] for n in self.emotions}
 

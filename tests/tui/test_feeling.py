@@ -155,6 +155,16 @@ async def test_the_meter_shows_what_was_read(make_app):
         assert "40 %" in text_of(app)
 
 
+async def test_a_pack_whose_full_dose_is_in_doubt_says_so(make_app):
+    fake = Fake()
+    fake.vectors.doubts = "fear: no scale was fluent"
+    app = make_app(fake)
+    async with app.run_test(size=(120, 40)) as pilot:
+        await ready(pilot)
+        await pilot.pause()
+        assert "fear: no scale was fluent" in text_of(app)
+
+
 async def test_a_model_without_a_pack_says_so_and_talks(make_app):
     fake = Fake(emotions=[])
     app = make_app(fake, feeling="fear")
