@@ -4,6 +4,7 @@ import gc
 import subprocess
 import sys
 import threading
+import time
 import weakref
 
 import pytest
@@ -21,9 +22,13 @@ def engine():
 
 
 def test_everything_runs_on_one_thread_that_is_not_the_callers(engine):
-    threads = {engine.run(threading.get_ident), *engine.stream(lambda: iter([threading.get_ident()]))}
-    assert engine.run(threading.get_ident) in threads
-    assert threading.get_ident() not in {engine.run(threading.get_ident)}
+    def items():
+        yield threading.get_ident()
+        yield threading.get_ident()
+
+    threads = {engine.run(threading.get_ident), engine.submit(threading.get_ident).result(), *engine.stream(items)}
+    assert len(threads) == 1
+    assert threading.get_ident() not in threads
 
 
 def test_an_item_is_begun_when_it_is_asked_for(engine):
@@ -104,7 +109,10 @@ def test_a_model_that_is_closed_and_forgotten_is_gone(tiny_model_path):
     taps = weakref.ref(model._voice.taps)
     model.close()
     del model
-    gc.collect()
+    deadline = time.monotonic() + 60  # the thread forgets a job just after it has told that it is done
+    while taps() is not None and time.monotonic() < deadline:
+        gc.collect()
+        time.sleep(0.01)
     assert taps() is None
 
 
@@ -169,7 +177,7 @@ def test_a_program_that_leaves_a_stream_half_read_ends(tiny_model_path):
         "stream = chat.stream('hello', seed=1)\n"
         "print(next(stream).index)\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=600, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "0\n", "")
 
 

@@ -1,11 +1,11 @@
 """Extraction on a tiny random model: the method's arithmetic, resuming, memory of what is done, bad query files."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
-import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -131,10 +131,17 @@ def test_going_on_with_the_emotions_in_another_order_mixes_nothing_up(model):
 def test_an_empty_answer_is_done_too(model):
     def work(voice):
         extraction = Extraction(voice, plan(), batch_size=2, restart=True)
-        extraction.state.done["fear"], extraction.state.empty["fear"] = [0], [1]
-        return extraction.resumed
+        for i, mean in enumerate((np.zeros((voice.taps.count, voice.taps.width), np.float32), None)):
+            neutral, emotional = (SimpleNamespace(mean=m, norm=np.ones(voice.taps.count)) for m in (mean, mean))
+            extraction._add("fear", i, neutral, emotional)
+        extraction._save()
+        again = Extraction(voice, plan(), batch_size=2)
+        return again.state.empty["fear"], again.resumed, {job.key[:2] for job in again._jobs()}
 
-    assert model.run(work) == 4
+    empty, resumed, asked = model.run(work)
+    assert (empty, resumed) == ([1], 4)
+    assert asked
+    assert not {("fear", 0), ("fear", 1)} & asked
 
 
 def test_a_full_disk_is_one_line_and_the_same_command_goes_on(model, monkeypatch):
@@ -146,6 +153,7 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(model, monkeypatch
     def full(*arguments):
         calls.append(1)
         if len(calls) == 3:
+            Path(arguments[1]).write_bytes(b"half of it")
             raise OSError(28, "No space left on device")
         save(*arguments)
 
@@ -197,35 +205,39 @@ def test_samples_are_kept_and_their_mean_is_the_vector(model, tmp_path):
     assert EmotionVectors.load(path).samples == {}
 
 
+GATED = """
+import sys
+from mlx_emotion.cli import main
+from mlx_emotion.extraction import Extraction
+save = Extraction._save
+def wait(extraction):
+    save(extraction)
+    Extraction._save = save
+    print("saved", flush=True)
+    sys.stdin.read()
+Extraction._save = wait
+sys.exit(main(sys.argv[1:]))
+"""
+
+
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
 def test_a_killed_command_goes_on(tiny_model_path, home, tmp_path, sent):
     """Killed in the middle, the same command finds most of the work done; the pack is that of an undisturbed run."""
     queries = tmp_path / "q.json"
     queries.write_text(json.dumps({"fear": [f"question number {n}, is it dark" for n in range(24)]}))
-    command = [
-        sys.executable,
-        "-m",
-        "mlx_emotion",
-        "extract",
-        "--model",
-        str(tiny_model_path),
-        "--queries",
-        str(queries),
-    ]
-    command += ["--batch-size", "2", "--max-tokens", "24", "--no-calibrate"]
-    process = subprocess.Popen([*command, "--output", str(tmp_path / "a.safetensors")], stderr=subprocess.PIPE)
-    state = None
-    deadline = time.monotonic() + 120
-    while state is None and time.monotonic() < deadline and process.poll() is None:
-        state = next(home.glob("cache/extraction/*/state.safetensors"), None)
-        time.sleep(0.02)
-    assert state is not None, process.stderr.read()
-    os.kill(process.pid, sent)
-    _, errors = process.communicate()
+    extract = ["extract", "--model", str(tiny_model_path), "--queries", str(queries)]
+    extract += ["--batch-size", "2", "--max-tokens", "24", "--no-calibrate"]
+    gated = [sys.executable, "-c", GATED, *extract, "--output", str(tmp_path / "a.safetensors")]
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen(gated, **pipes) as process:  # it waits once it has saved its first answers
+        assert process.stdout.readline() == b"saved\n", process.stderr.read()
+        process.send_signal(sent)
+        _, errors = process.communicate()
     assert process.returncode == (130 if sent == signal.SIGINT else -signal.SIGKILL)
     if sent == signal.SIGINT:
         assert b"Traceback" not in errors
     assert not (tmp_path / "a.safetensors").exists()
+    command = [sys.executable, "-m", "mlx_emotion", *extract]
     again = subprocess.run([*command, "--output", str(tmp_path / "a.safetensors")], capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
     assert "going on:" in again.stderr

@@ -162,7 +162,7 @@ def test_the_guard_acts_on_each_column_as_it_does_on_one_reply(model, monkeypatc
 
 def test_comparing_without_the_guard_lets_replies_loop(model, monkeypatch):
     monkeypatch.setattr("mlx_emotion.guard.LoopDetector", Looping)
-    done, _ = answers(model.chat(guard=False, **LIMITS), "hello", ["joy"])
+    done, _ = answers(model.chat(guard=False, **LIMITS | {"max_tokens": 40}), "hello", ["joy"])
     assert not done[0].guard
     assert done[0].finish_reason != "loop"
 
@@ -178,10 +178,13 @@ def test_comparing_refuses_nonsense(model):
 
 
 def test_leaving_a_comparison_early_frees_the_model(model):
+    before = len(model._engine._open)
     chat = model.chat(**LIMITS)
     iterator = chat.compare("hi", ["joy", "fear"])
     next(iterator)
+    assert len(model._engine._open) == before + 1
     iterator.close()
+    assert len(model._engine._open) == before
     assert events(chat, "hello", seed=1)[-1].tokens > 0
 
 
@@ -215,11 +218,11 @@ def test_the_text_is_read_where_it_stands(model, text, fast, monkeypatch):
 
     def work(voice):
         tokenizer = voice.loaded.tokenizer
-        if not fast:
-            monkeypatch.setattr(type(tokenizer), "is_fast", False, raising=False)
         reader = PromptReader(voice)
-        ids, inside = reader._layout(text)
-        monkeypatch.undo()
+        with monkeypatch.context() as patch:
+            if not fast:
+                patch.setattr(type(tokenizer), "is_fast", False, raising=False)
+            ids, inside = reader._layout(text)
         return ids, inside, tokenizer.decode(ids[: inside.start]), reader.read(text).tokens
 
     ids, inside, before, tokens = model.run(work)
@@ -232,10 +235,10 @@ def test_a_text_that_the_template_changes_is_refused(model, monkeypatch):
     def work(voice):
         reader = PromptReader(voice)
         render = voice.loaded.template.render
-        monkeypatch.setattr(voice.loaded.template, "render", lambda m: render(m).replace("lo", "LO"))
-        with pytest.raises(UsageError, match="changes the text"):
-            reader.read("hello")
-        monkeypatch.undo()
+        with monkeypatch.context() as patch:
+            patch.setattr(voice.loaded.template, "render", lambda m: render(m).replace("lo", "LO"))
+            with pytest.raises(UsageError, match="changes the text"):
+                reader.read("hello")
 
     model.run(work)
 

@@ -78,11 +78,11 @@ def test_adding_and_subtracting_a_vector_is_nothing(model):
         voice = model._voice
         v = random_vector(voice)
         base = greedy(voice, Row())
-        twice = greedy(voice, Row.steered(voice.taps.dose(2 * v)))
-        assert greedy(voice, Row.steered(voice.taps.dose(v - v)))[0] == base[0]
-        np.testing.assert_array_equal(greedy(voice, Row.steered(voice.taps.dose(v - v)))[1], base[1])
-        np.testing.assert_array_equal(greedy(voice, Row.steered(voice.taps.dose(v + v)))[1], twice[1])
-        assert np.abs(twice[1] - base[1]).max() > 0.1
+        there = greedy(voice, Row.steered(voice.taps.dose(v)))
+        nothing = greedy(voice, Row.steered(voice.taps.dose(v - v)))
+        assert nothing[0] == base[0]
+        np.testing.assert_array_equal(nothing[1], base[1])
+        assert np.abs(there[1] - base[1]).max() > 0.1
 
     body()
 
