@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import StoreError
-from .files import atomic_write, conversations_folder
+from .files import atomic_write, conversations_folder, user_path
 
 if TYPE_CHECKING:
     from .events import Done
@@ -542,8 +542,8 @@ class Store:
         return self.fork(model, title or (exchanges[0].user if exchanges else "imported"), exchanges)
 
     def import_file(self, path: str | Path) -> str:
-        """``import_`` of a JSON file."""
-        path = Path(path)
+        """``import_`` of a JSON file; ``~`` in a text is the user's home."""
+        path = user_path(path) if isinstance(path, str) else path
         try:
             if path.stat().st_size > MAX_IMPORT:
                 raise StoreError(f"{path}: larger than {MAX_IMPORT >> 20} MiB; this is not a conversation")

@@ -145,7 +145,8 @@ def test_an_import_that_is_none(run, tmp_path):
     path.write_text("no json")
     assert "not JSON" in fails(run("import", path))
     assert "No such file" in fails(run("import", tmp_path / "missing.json"))
-    assert "~nobody-here" in fails(run("import", "~nobody-here/x.json"))
+    status, _, err = run("import", "~nobody-here/x.json")
+    assert (status, err) == (2, "mlx-emotion: ~nobody-here/x.json: there is no such user here\n")
     assert titles(run) == []
 
 

@@ -15,7 +15,6 @@ from textual.widgets import Footer, Input, OptionList, Static
 from textual.widgets.option_list import Option
 
 from mlx_emotion import MLXEmotionError, Store, export_file
-from mlx_emotion.files import user_path
 
 from .looks import clean
 from .panel import binding
@@ -208,7 +207,7 @@ class ConversationsDialog(Dialog):
                 self.store.rename(id_, value)
                 self._tell(self.HINT)
             elif what == "import":
-                id_ = self.store.import_file(user_path(value))
+                id_ = self.store.import_file(value)
                 self._tell("Imported.")
         except MLXEmotionError as error:
             self._tell(str(error))

@@ -65,7 +65,7 @@ def export(conversation: str, kind: str, output: str | None) -> None:
 @click.argument("file")
 def import_(file: str) -> None:
     """Read a conversation from exported JSON; prints its new id."""
-    click.echo(_store().import_file(user_path(file)))
+    click.echo(_store().import_file(file))
 
 
 @command.command(name="rename")
