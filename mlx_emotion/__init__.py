@@ -18,7 +18,11 @@ if TYPE_CHECKING:
     from .emotions import Emotion as Emotion
     from .emotions import Feeling as Feeling
     from .engine import hurry as hurry
+    from .errors import Interrupted as Interrupted
     from .errors import MLXEmotionError as MLXEmotionError
+    from .errors import ModelError as ModelError
+    from .errors import PackError as PackError
+    from .errors import StoreError as StoreError
     from .errors import UsageError as UsageError
     from .events import Done as Done
     from .events import FeelingChanged as FeelingChanged
@@ -49,7 +53,8 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "CATALOGUE": "emotions", "Emotion": "emotions", "Feeling": "emotions",
-    "MLXEmotionError": "errors", "UsageError": "errors", "hurry": "engine",
+    "MLXEmotionError": "errors", "UsageError": "errors", "ModelError": "errors", "PackError": "errors",
+    "StoreError": "errors", "Interrupted": "errors", "hurry": "engine",
     "Done": "events", "FeelingChanged": "events", "GuardTripped": "events", "Thought": "events",
     "Token": "events",
     "Reading": "events", "Answer": "compare", "load_config": "files",

@@ -58,7 +58,8 @@ class Done:
     """The reply is complete.
 
     ``finish_reason``: ``stop`` (ended by itself), ``length``, ``cancelled`` or ``loop`` (the guard ended
-    it). ``thinking`` is the reasoning block that came before ``text``. ``scale`` is the raw scale per
+    it). ``thinking`` is the reasoning block that came before ``text``, and took ``thinking_tokens`` of the ``tokens``.
+    ``timeline`` are (index of the first token, feeling), thoughts counted. ``scale`` is the raw scale per
     emotion at the end; ``prefilled`` counts prompt tokens computed for this reply; times are in seconds.
     """
 
@@ -75,6 +76,7 @@ class Done:
     time_to_first_token: float
     timeline: tuple[tuple[int, str], ...] = field(default=())
     thinking: str = ""
+    thinking_tokens: int = 0
 
 
 Event = Token | Thought | FeelingChanged | Reading | GuardTripped | Done

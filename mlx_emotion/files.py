@@ -13,6 +13,8 @@ from .errors import MLXEmotionError, UsageError
 
 HOME_VARIABLE = "MLX_EMOTION_HOME"
 APP = "mlx-emotion"
+MAX_TEXT = 16 << 20
+"""Bytes that a file of settings may have."""
 
 
 def user_path(given: str) -> Path:
@@ -77,6 +79,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     """A TOML file's content. Raises ``UsageError`` with the line at fault."""
     import tomllib
 
+    check_size(path, MAX_TEXT, UsageError)
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -111,6 +114,22 @@ def atomic_write(path: Path, error: type[MLXEmotionError] = MLXEmotionError) -> 
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def stamp(path: Path) -> tuple[int, int, int] | None:
+    """What differs once another program has written ``path``; ``None`` where there is no file."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino
+
+
+def check_size(path: Path, most: int, error: type[MLXEmotionError]) -> None:
+    """Raise ``error`` for a file of more than ``most`` bytes, before it is read whole. One that is not there passes."""
+    found = stamp(path)
+    if found and found[1] > most:
+        raise error(f"{path}: larger than {most >> 20} MiB; this is not what it should be")
 
 
 def check_writable(path: Path, error: type[MLXEmotionError] = MLXEmotionError) -> None:

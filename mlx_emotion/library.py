@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import Interrupted, MLXEmotionError, ModelError, PackError, UsageError
-from .files import check_writable, packs_folder, user_path
+from .files import check_writable, packs_folder, stamp, user_path
 
 if TYPE_CHECKING:
     from .extraction import Plan
@@ -77,7 +78,7 @@ def _in_folder(name: str, path: Path) -> Available:
     from .model import find_packs
     from .models import identify, quantization
 
-    size = sum(f.stat().st_size for f in path.glob("model*.safetensors"))
+    size = sum(f.stat().st_size for f in path.glob("model*.safetensors") if f.exists())  # a link may lead nowhere
     try:
         identity, config = identify(str(path))
     except MLXEmotionError as error:
@@ -161,8 +162,8 @@ def make_pack(
     plan = plan or Plan.make(limit=limit)
     if path is None and not replace and (lost := lost_by(model, plan)):
         raise UsageError(f"{lost}; nothing was made")
-    path = path or pack_path(model)
-    check_writable(path, PackError)  # before hours of work, not after
+    place = path or pack_path(model)
+    check_writable(place, PackError)  # before hours of work, not after
     interrupted = threading.Event()
     tell = progress or (lambda _: None)
 
@@ -176,9 +177,20 @@ def make_pack(
         tell(Step("extracting", began, plan.total, began))
         pack = extraction.run(report, stopping)
         if calibrate:
-            _take_scales(pack, path)
-        pack.save(path)
+            _take_scales(pack, place)
+        save(pack)
         return pack, extraction
+
+    was = stamp(place)
+
+    def save(pack: EmotionVectors) -> None:
+        """To ``place``, or beside it where another program has written there since this began."""
+        nonlocal place, was
+        if stamp(place) != was:
+            free = (place.with_stem(f"{place.stem}-{n}") for n in itertools.count(2))
+            place = next(p for p in free if not p.exists())
+        pack.save(place)
+        was = stamp(place)
 
     def stopping() -> bool:
         return interrupted.is_set() or stopped()
@@ -199,7 +211,7 @@ def make_pack(
         def work(voice: Voice) -> None:
             calibration = Calibration(voice, pack, seed, stopping)
             calibration.run(lambda done, total, note: tell(Step("calibrating", done, total, note=note)))
-            pack.save(path)
+            save(pack)
             calibration.forget()
 
         run(work)

@@ -342,7 +342,11 @@ def make_voice(
         site = sites.pop() if len(sites) == 1 else "attention"
     taps = Taps(loaded.model, site, layers).attach()
     try:
-        taps.self_test()
+        try:
+            taps.self_test()
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:  # as the model's code fails
+            line = next(iter(str(error).splitlines()), type(error).__name__)
+            raise ModelError(f"{loaded.identity.id} loads, but does not run: {line}") from error
         if taps.width != loaded.identity.width:
             raise ModelError(
                 f"{loaded.identity.id} has layers of width {taps.width}, its config says {loaded.identity.width}"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import ModelError, UsageError
-from .files import config_file, user_path
+from .files import MAX_TEXT, check_size, config_file, user_path
 from .files import load_config as load_settings
 from .templates import ChatTemplate
 from .vectors import Identity
@@ -174,6 +174,7 @@ def missing_weights(path: Path) -> list[str]:
 def read_config(path: Path) -> dict[str, Any]:
     """The config of the model in ``path``. Raises ``ModelError`` that names a field no model can do without."""
     file = path / "config.json"
+    check_size(file, MAX_TEXT, ModelError)
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:

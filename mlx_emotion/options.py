@@ -38,16 +38,19 @@ def check_text(text: str, what: str) -> str:
 class Options:
     """How replies are made. Defaults are those of the authors' code for arXiv 2502.04075.
 
-    ``positions``: ``response`` steers the last prompt token and every generated one, ``all`` the prompt
-    too. ``history``: ``keep`` leaves what was said as it was felt when the feeling changes, ``refeel``
-    computes it again. ``scale`` replaces calibrated intensities by one raw multiplier. ``readout`` also
-    yields a ``Reading`` of every token. ``think``, for models that reason in a block of its own before they
-    answer: ``plain`` leaves the block unsteered, ``feel`` steers it too, ``off`` asks the model not to think.
+    ``context`` is the most tokens of a conversation that the model reads, its own context at most: older exchanges
+    leave first, and with them what their keys and values take of memory. ``positions``: ``response`` steers the last
+    prompt token and every generated one, ``all`` the prompt too. ``history``: ``keep`` leaves what was said as it was
+    felt when the feeling changes, ``refeel`` computes it again. ``scale`` replaces calibrated intensities by one raw
+    multiplier. ``readout`` also yields a ``Reading`` of every token. ``think``, for models that reason in a block of
+    its own before they answer: ``plain`` leaves the block unsteered, ``feel`` steers it too, ``off`` asks the model
+    not to think.
     """
 
     temperature: float = 0.6
     top_p: float = 0.9
     max_tokens: int = 512
+    context: int | None = None
     positions: str = "response"
     history: str = "keep"
     system: str | None = None
@@ -64,6 +67,8 @@ class Options:
             raise UsageError(f"top-p is {self.top_p:g}, wanted more than 0 and at most 1")
         if self.max_tokens < 1:
             raise UsageError(f"max-tokens is {self.max_tokens}, wanted at least 1")
+        if self.context is not None and self.context < 2:
+            raise UsageError(f"context is {self.context}, wanted at least 2")
         if self.positions not in POSITIONS:
             raise UsageError(f"unknown positions {self.positions!r}: known are {', '.join(POSITIONS)}")
         if self.history not in HISTORY:

@@ -201,8 +201,13 @@ class Session:
 
     def longest(self, prompt: list[int]) -> int:
         """The most tokens that a reply to ``prompt`` may have: the model reads no more than its context."""
-        context = self.voice.loaded.context
+        context = self._context
         return self.options.max_tokens if context is None else min(self.options.max_tokens, context - len(prompt))
+
+    @property
+    def _context(self) -> int | None:
+        """The most tokens that the model may read here."""
+        return min((n for n in (self.voice.loaded.context, self.options.context) if n is not None), default=None)
 
     def check_idle(self) -> None:
         """Raise ``UsageError`` while a reply is half read: two would write into one cache."""
@@ -290,7 +295,7 @@ class Session:
 
     def _fitting(self, turns: list[Turn]) -> tuple[int, list[int], list[tuple[int, int, Turn]]]:
         """The first of ``turns`` from which they leave room for a reply in the model's context; their ``_layout``."""
-        context, first = self.voice.loaded.context, min(self.first, len(turns) - 1)
+        context, first = self._context, min(self.first, len(turns) - 1)
         if context is None:
             return first, *self._layout(turns[first:])
         room = context - min(self.options.max_tokens, context // 4)
@@ -435,28 +440,28 @@ class Session:
                         break
                     if stop.is_set():
                         break
-                    event: Event | None = None
+                    told: list[Event] = []
                     if self._wanted is not wanted:
+                        if {n for n, _ in self._wanted[1]} != {n for n, _ in scales}:  # not a mere drift
+                            guard.restart()
                         wanted = self._wanted
                         feeling, scales = wanted
-                        event = FeelingChanged(str(feeling), feeling.weights, count)
+                        told.append(FeelingChanged(str(feeling), feeling.weights, count))
                         timeline.append((count, str(feeling)))
-                        guard.restart()
-                    elif options.guard and scales and not muted and guard.add(response.token):
+                    if options.guard and scales and not muted and guard.add(response.token):
                         if guard.ended:
                             reason = "loop"
                             break
-                        event = GuardTripped(count, guard.factor)
+                        told.append(GuardTripped(count, guard.factor))
                     inside = options.think != "feel" and thoughts.inside
-                    if event is None and inside == muted:
+                    if not told and inside == muted:
                         continue
                     muted = inside
                     now = () if muted else guard.weakened(scales)
                     # The next forward pass is under way; the one after it is the first that can change.
                     row.set(now, row.offset)
                     turn.felt.append((count, now))
-                    if event is not None:
-                        yield event
+                    yield from told
                 for kind, piece in thoughts.finish():
                     said[kind] += piece
                     yield Token(piece, count - 1) if kind == ANSWER else Thought(piece, count - 1)
@@ -495,6 +500,7 @@ class Session:
             time_to_first_token=first,
             timeline=tuple(timeline),
             thinking=said[THOUGHT].strip(),
+            thinking_tokens=thoughts.tokens,
         )
 
 

@@ -9,7 +9,8 @@ its own feeling, and it counts tokens, so that it knows which positions are stee
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -233,20 +234,43 @@ class Row:
 
     def set(self, dose: Any, start: int) -> None:
         """From position ``start`` on, ``dose``; what was planned before ``start`` stays."""
-        self.spans = [(a, start if b is None or b > start else b, d) for a, b, d in self.spans if a < start]
-        self.spans.append((start, None, dose))
+        spans = self.spans
+        while spans and spans[-1][0] >= start:
+            spans.pop()
+        if spans and (spans[-1][1] is None or spans[-1][1] > start):
+            spans[-1] = (spans[-1][0], start, spans[-1][2])
+        spans.append((start, None, dose))
 
     def same_until(self, other: Row, limit: int) -> int:
         """The first position before ``limit`` at which ``other`` is steered otherwise, else ``limit``."""
-        edges = {0, *(edge for span in (*self.spans, *other.spans) for edge in span[:2] if edge is not None)}
-        for edge in sorted(edges):  # between two of them nothing changes
-            if edge < limit and not _alike(self.at(edge), other.at(edge)):
-                return edge
+        mine, others = self._runs(), other._runs()
+        one, two = next(mine), next(others)
+        while (start := max(one[0], two[0])) < limit:
+            if not _alike(one[2], two[2]):
+                return start
+            end = min(one[1], two[1])
+            if one[1] == end:
+                one = next(mine, one)
+            if two[1] == end:
+                two = next(others, two)
+            if end == math.inf:
+                break
         return limit
 
-    def at(self, position: int) -> Any:
-        """What ``position`` gets, as it stands in ``spans``."""
-        return next((d for a, b, d in self.spans if a <= position and (b is None or position < b)), None)
+    def _runs(self) -> Iterator[tuple[int, float, Any]]:
+        """(start, end, what) over all positions, with ``None`` where nothing is added."""
+        at = 0
+        for start, end, what in self.spans:
+            if start > at:
+                yield at, start, None
+            at = max(start, at)
+            if end is None:
+                yield at, math.inf, what
+                return
+            if end > at:
+                yield at, end, what
+                at = end
+        yield at, math.inf, None
 
     def pieces(self, count: int) -> list[tuple[int, int, Dose]]:
         """(first, last + 1, dose) within the next ``count`` tokens, relative to the first of them."""

@@ -103,6 +103,7 @@ class Reply:
             self,
             text=done.text,
             thinking=done.thinking,
+            thinking_tokens=done.thinking_tokens,
             state=done.finish_reason,
             feeling=done.feeling,
             timeline=done.timeline,

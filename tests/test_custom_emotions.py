@@ -245,4 +245,4 @@ def test_loading_needs_no_definition_file(pack, tmp_path):
         EmotionVectors.load(pack.path.with_name("emotions.toml"))
     alone = shutil.copy(pack.path, tmp_path)
     assert EmotionVectors.load(alone).info.catalogue == pack.info.catalogue
-    assert pack.info.catalogue["nostalgia"].arousal == -0.4
+    assert pack.info.catalogue["nostalgia"].arousal == pytest.approx(-0.4)

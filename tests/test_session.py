@@ -438,6 +438,29 @@ def test_the_guard_weakens_and_then_ends_a_loop(model, monkeypatch):
     assert done.tokens == 60 or done.finish_reason == "stop"
 
 
+def test_the_guard_sees_a_loop_under_a_feeling_that_drifts(model):
+    chat = model.chat({"fear": 1.5, "joy": 1.5}, scale=60.0, temperature=0, max_tokens=60)
+    trips = changes = 0
+    for n, event in enumerate(chat.stream("hello")):
+        trips += isinstance(event, GuardTripped)
+        changes += isinstance(event, FeelingChanged)
+        chat.feel({"fear": 1.5 - n / 1000, "joy": 1.5})
+    assert changes > 5
+    assert trips
+
+
+def test_less_of_a_conversation_can_be_read_than_the_model_could(model):
+    chat = model.chat(max_tokens=20, context=200)
+    counts = [say(chat, f"message number {n}, with some text in it", seed=n)[-1].prompt_tokens for n in range(8)]
+    assert max(counts) <= 180
+    assert chat._session.first
+    assert len(chat._session._cached) <= 200
+    with pytest.raises(UsageError, match="the model reads 200"):
+        say(chat, "x" * 300)
+    with pytest.raises(UsageError, match="context is 1"):
+        model.chat(context=1)
+
+
 def test_old_turns_leave_when_the_context_is_full(model):
     chat = model.chat(max_tokens=20)
     longest = 0

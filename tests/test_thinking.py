@@ -121,6 +121,7 @@ def test_the_block_is_shown_apart(voice, template, chain, think):
     assert isinstance(done, Done)
     assert (said(events, Thought), said(events, Token)) == ("hm", "ok")
     assert (done.thinking, done.text, done.finish_reason) == ("hm", "ok", "stop")
+    assert done.thinking_tokens == next(e.index for e in events if isinstance(e, Token) and e.text)
     if think == "plain":
         assert {"h", "m"} <= set(plain)
         assert steered == ["o", "k"]  # decoding runs one token ahead: the pass over the mark is not steered

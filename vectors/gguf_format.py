@@ -89,7 +89,7 @@ def _plain(architecture: Any) -> str:
 
 def _open(path: Path, model: Identity) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """A control vector's metadata and tensors. A file of another kind is told from its size or first fields."""
-    from gguf import GGUFReader
+    from gguf import GGUFReader, GGUFValueType
 
     class Reader(GGUFReader):
         # gguf 0.19 reads on beyond the end of a short file, as often as a count in it says.
@@ -98,6 +98,16 @@ def _open(path: Path, model: Identity) -> tuple[dict[str, Any], dict[str, np.nda
             if len(found) < count:
                 raise ValueError("the file is cut short")
             return found
+
+        # It also makes an object for each item of an array.
+        items = 0
+
+        def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:
+            if raw_type == GGUFValueType.ARRAY:
+                self.items += int(self._get(orig_offs + 4, np.uint64)[0])
+                if self.items > 4 * (model.layers + model.width):
+                    raise ValueError(f"its arrays have {self.items} items")
+            return super()._get_field_parts(orig_offs, raw_type)
 
     try:
         size = path.stat().st_size

@@ -9,11 +9,13 @@ from pathlib import Path
 from mlx_emotion.errors import MLXEmotionError, PackError, UsageError
 from mlx_emotion.files import atomic_write
 
-from .pack import EmotionVectors, Identity, PackInfo
+from .pack import EmotionVectors, Identity, PackInfo, read_info
 
 SUFFIX = ".safetensors"
 MAX_BYTES = 8 << 30
 CHUNK = 1 << 20
+TIMEOUT = 60.0
+"""Seconds without a byte after which the hub counts as gone."""
 
 
 def push(pack: EmotionVectors, repo: str, private: bool = False) -> str:
@@ -28,7 +30,7 @@ def push(pack: EmotionVectors, repo: str, private: bool = False) -> str:
     with _hub_errors(repo):
         api = HfApi()
         api.create_repo(repo, private=private, exist_ok=True)
-        present = {f.rfilename for f in api.model_info(repo).siblings or ()}
+        present = {f.rfilename for f in api.model_info(repo, timeout=TIMEOUT).siblings or ()}
         operations = [CommitOperationAdd(pack.path.name, str(pack.path))]
         if "README.md" not in present:
             operations.append(CommitOperationAdd("README.md", model_card(pack, repo).encode()))
@@ -39,13 +41,14 @@ def push(pack: EmotionVectors, repo: str, private: bool = False) -> str:
 def pull(repo: str, folder: Path, model: Identity | None = None) -> list[Path]:
     """Download the packs of ``repo`` into ``folder``, only those for ``model`` where one is given.
 
-    A pack is complete and checked before it takes its name, ``<owner>--<repo>--<file>``. Raises ``PackError``.
+    A pack is complete and checked before it takes its name, ``<owner>--<repo>--<file>``. Raises ``PackError``, and
+    ``UsageError`` where a pack of that name is here that differs, such as one calibrated here.
     """
     from huggingface_hub import HfApi
 
     with _hub_errors(repo):
         api = HfApi()
-        files = {f.rfilename: f.size for f in api.model_info(repo, files_metadata=True).siblings or ()}
+        files = {f.rfilename: f.size for f in api.model_info(repo, files_metadata=True, timeout=TIMEOUT).siblings or ()}
         found: dict[str, PackInfo] = {}
         for name in sorted(files):
             if name.endswith(SUFFIX) and (info := _remote_info(api, repo, name)) is not None:
@@ -61,6 +64,10 @@ def pull(repo: str, folder: Path, model: Identity | None = None) -> list[Path]:
         pulled = []
         for name in chosen:
             path = folder / f"{repo}/{name}".replace("\\", "/").replace("/", "--")
+            with contextlib.suppress(PackError):  # none there, or a broken one
+                if (here := read_info(path)) != found[name]:
+                    what = "was changed here" if here.created == found[name].created else "is another than the hub's"
+                    raise UsageError(f"{path} {what}; remove it to have the hub's, or merge both under another name")
             _download(api, repo, name, files[name], path)
             pulled.append(path)
     return pulled
@@ -88,7 +95,10 @@ def _download(api, repo: str, name: str, size: int | None, path: Path) -> None:
     # Not hf_hub_download: a second copy in its cache, and it never gives up on a file that always ends early.
     with atomic_write(path, PackError) as temporary:
         got = 0
-        with get_session().stream("GET", url, headers=headers) as response, open(temporary, "wb") as file:
+        with (
+            get_session().stream("GET", url, headers=headers, timeout=TIMEOUT) as response,
+            open(temporary, "wb") as file,
+        ):
             hf_raise_for_status(response)
             for chunk in response.iter_bytes(CHUNK):
                 got += len(chunk)

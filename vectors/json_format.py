@@ -17,14 +17,16 @@ from mlx_emotion.errors import PackError
 from mlx_emotion.files import atomic_write
 
 SUFFIX = ".json"
-MAX_BYTES = 1 << 30
+NUMBER, SPARE = 64, 1 << 20
+"""Bytes that a number may take, and all else."""
 
 
 def read(path: Path, layers: int, width: int) -> np.ndarray:
     """One emotion's vector ``[layers, width]`` float32. Raises ``PackError`` with the file and the layer."""
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise PackError(f"{path}: larger than {MAX_BYTES >> 20} MiB; these files hold one vector")
+        size = path.stat().st_size
+        if size > NUMBER * layers * width + SPARE:
+            raise PackError(f"{path}: {size >> 20} MiB is too much for one vector of {layers} layers of {width}")
         data = json.loads(path.read_bytes())
     except OSError as error:
         raise PackError(f"{path}: {error.strerror or error}") from None

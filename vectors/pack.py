@@ -26,6 +26,8 @@ SCHEMA = 1
 MAX_HEADER = 4 << 20
 MAX_LAYERS, MAX_WIDTH, MAX_EMOTIONS = 1024, 1 << 17, 512
 SITES = ("attention", "residual")
+MAX_DEPTH = 8
+DTYPES = ("F32", "F16", "F64")
 MAX_SCALE = float(np.finfo(np.float32).max)
 MAX_TOLD = 8
 """How many wrong fields an error names."""
@@ -123,6 +125,14 @@ def _problems(data: dict[str, Any]) -> Iterator[str]:
     if isinstance(data.get("site"), str) and data["site"] not in SITES:
         yield f"site {data['site']!r:.60}, wanted attention or residual"
     yield from _unlike_scale("base_scale", data.get("base_scale"))
+    for name in ("queries", "versions"):
+        if isinstance(data.get(name), dict) and not all(isinstance(v, str) for v in data[name].values()):
+            yield f"field {name} has values that are not text"
+    share = data["calibration"].get("share", 1.0) if isinstance(data.get("calibration"), dict) else 1.0
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
+        yield f"calibration.share is {share!r:.60}, wanted more than 0 and at most 1"
+    if _depth(data) > MAX_DEPTH:
+        yield f"metadata is nested more than {MAX_DEPTH} deep"
     model, emotions = data.get("model"), data.get("emotions")
     if isinstance(model, dict):
         for name, kind in Identity.__annotations__.items():
@@ -137,6 +147,15 @@ def _problems(data: dict[str, Any]) -> Iterator[str]:
             yield f"emotions is {len(emotions)}, wanted 1 to {MAX_EMOTIONS}"
         for name, entry in emotions.items():
             yield from _problems_of(name, entry)
+
+
+def _depth(value: Any) -> int:
+    """How many objects and lists lie in one another, counted up to a little more than ``MAX_DEPTH``."""
+    depth, level = 0, [value]
+    while level and depth <= MAX_DEPTH:
+        level = [v for c in level for v in (c.values() if isinstance(c, dict) else c) if isinstance(v, dict | list)]
+        depth += 1
+    return depth
 
 
 def _problems_of(name: str, entry: Any) -> Iterator[str]:
@@ -329,7 +348,10 @@ class EmotionVectors(Mapping[str, np.ndarray]):
             with safe_open(path, "numpy") as file:
                 for key in file.keys():  # noqa: SIM118 (not a mapping)
                     kind, _, name = key.partition(".")
-                    shape = tuple(file.get_slice(key).get_shape())
+                    part = file.get_slice(key)
+                    shape = tuple(part.get_shape())
+                    if part.get_dtype() not in DTYPES:  # numpy has no names for some of the others
+                        raise PackError(f"{path}: tensor {key!r:.60} is {part.get_dtype()}, wanted F32")
                     size = int(np.prod(shape, dtype=np.int64))
                     if kind == "ev" and size <= limit:
                         vectors[name] = file.get_tensor(key)

@@ -59,7 +59,9 @@ def root() -> None:
 
 
 def fail(message: str, status: int) -> int:
-    click.echo(f"mlx-emotion: {message}", err=True)
+    from .options import say
+
+    say(f"mlx-emotion: {message}", err=True)
     return status
 
 
@@ -100,4 +102,5 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     except OSError as error:  # a full disk behind `>`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return fail(f"cannot go on: {error.strerror or error}", 1)
+        where = f"{error.filename}: " if error.filename else ""
+        return fail(f"cannot go on: {where}{error.strerror or error}", 1)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .options import ADAPTER, MODEL, SITE, TRUST, Range
+from .options import ADAPTER, MODEL, SITE, TRUST, Range, say
 from .progress import progress_bar, stop_on_interrupt
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ def command(
     from .. import load
     from ..calibration import Calibration
     from ..errors import PackError
+    from ..files import stamp
     from ..options import check_seed
     from ..vectors import EmotionVectors, shipped_packs
     from .vectors import resolve
@@ -61,17 +62,20 @@ def command(
     path = Path(vectors.path)
     if not pack and path.parent == shipped_packs():
         raise PackError(f"{path} ships with the package; name it to calibrate it, or extract a pack of your own")
+    was = stamp(path)
     with stop_on_interrupt() as stop, progress_bar("calibrating") as update:
 
         def work(voice: Voice) -> None:
             calibration = Calibration(voice, vectors, seed, stop.is_set, share)
             calibration.run(update)
+            if stamp(path) != was:
+                raise PackError(f"{path} has changed meanwhile; nothing was written: calibrate again")
             vectors.save(path)
             calibration.forget()
 
         loaded.run(work)
     for name, entry in vectors.info.emotions.items():
-        click.echo(f"{name:12}{entry['scale']:g}")
+        say(f"{name:12}{entry['scale']:g}")
     click.echo(f"{'base':12}{vectors.info.base_scale:g}")
     if vectors.doubts:
-        click.echo(vectors.doubts, err=True)
+        say(vectors.doubts, err=True)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 import click
 
 from ..errors import MLXEmotionError
+from .options import say
 
 
 @click.command(name="doctor")
@@ -18,10 +19,10 @@ def command(model: str | None) -> None:
     failed = 0
     for what, check in _checks(model):
         try:
-            click.echo(f"ok    {what:10}{check()}")
+            say(f"ok    {what:10}{check()}")
         except Exception as error:  # whatever is wrong is what the user came to see
             failed += 1
-            click.echo(f"FAIL  {what:10}{str(error).splitlines()[0] if str(error) else type(error).__name__}")
+            say(f"FAIL  {what:10}{str(error).splitlines()[0] if str(error) else type(error).__name__}")
     if failed:
         raise MLXEmotionError(f"{failed} of the checks failed")
 

@@ -9,7 +9,7 @@ import click
 from click.core import ParameterSource
 
 from ..errors import UsageError
-from .options import load, loading_options, think_option
+from .options import load, loading_options, say, think_option
 from .progress import progress_bar, stop_on_interrupt
 
 
@@ -130,7 +130,7 @@ def command(context: click.Context, **given: Any) -> None:
         click.echo(f"{len(plan.tasks)} answers to make in {run.folder}", err=True)
         with stop_on_interrupt() as stop, progress_bar("generating") as update:
             name, adapter = given["model"] or default_model(), given["adapter"]
-            warn = functools.partial(click.echo, err=True)
+            warn = functools.partial(say, err=True)
             make_answers(model, name, plan, run, given["restart"], update, stop.is_set, adapter, warn)
         model.close()
         del model, plan  # its memory is the judges' now

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from .options import ADAPTER, MODEL, SITE, TRUST
+from .options import ADAPTER, MODEL, SITE, TRUST, say
 from .progress import stage_bars, stop_on_interrupt
 
 
@@ -88,4 +88,4 @@ def command(
         )
     click.echo(str(pack.path))
     if pack.doubts and not no_calibrate:
-        click.echo(pack.doubts, err=True)
+        say(pack.doubts, err=True)

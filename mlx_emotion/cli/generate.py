@@ -41,7 +41,7 @@ def command(prompt: str, as_json: bool, **given: Any) -> None:
             sys.stdout.write(one_line(event.text) if sys.stdout.isatty() else event.text)
             sys.stdout.flush()
         elif isinstance(event, Thought) and not as_json:
-            click.secho(event.text, dim=True, nl=False, err=True)
+            click.secho(one_line(event.text), dim=True, nl=False, err=True)
         elif isinstance(event, Done):
             if as_json:
                 print(json.dumps(dataclasses.asdict(model.generation(event)), ensure_ascii=False))

@@ -9,7 +9,7 @@ import sys
 import click
 
 from ..files import user_path
-from .options import one_line, print_table
+from .options import one_line, print_table, say
 
 
 @click.group(name="history", invoke_without_command=True)
@@ -84,7 +84,7 @@ def delete(conversation: str) -> None:
     store = _store()
     found = store.find(conversation)
     store.delete(found.id)
-    click.echo(f"deleted {found.title!r}; `mlx-emotion history undelete {found.id[:8]}` brings it back", err=True)
+    say(f"deleted {found.title!r}; `mlx-emotion history undelete {found.id[:8]}` brings it back", err=True)
 
 
 @command.command(name="undelete")

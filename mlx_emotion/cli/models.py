@@ -6,7 +6,7 @@ import json
 
 import click
 
-from .options import print_table
+from .options import cell, print_table, say
 
 
 @click.command(name="models")
@@ -19,7 +19,7 @@ def command(as_json: bool) -> None:
     rows = []
     for m in available():
         if m.identity is None:
-            click.echo(f"{m.name}: {m.problem}", err=True)
+            say(f"{m.name}: {m.problem}", err=True)
             continue
         rows.append(
             {
@@ -44,7 +44,7 @@ def command(as_json: bool) -> None:
     for r in rows:
         mark = " *" if r["default"] else ""
         table.add_row(
-            r["model"] + mark, r["architecture"], f"{r['layers']}x{r['width']}", r["quantization"],
-            f"{r['megabytes']} MB", ", ".join(r["packs"]) or "none: mlx-emotion extract",
+            cell(r["model"] + mark), cell(r["architecture"]), f"{r['layers']}x{r['width']}", cell(r["quantization"]),
+            f"{r['megabytes']} MB", cell(", ".join(r["packs"]) or "none: mlx-emotion extract"),
         )  # fmt: skip
     print_table(table)

@@ -12,6 +12,7 @@ from ..options import HISTORY, POSITIONS, THINK
 
 if TYPE_CHECKING:
     from rich.table import Table
+    from rich.text import Text
 
     from ..emotions import Feeling
     from ..model import Model
@@ -70,6 +71,8 @@ _FEELING = [
     click.option("--temp", type=float, default=0.6, show_default=True, metavar="T", help="Sampling temperature."),
     click.option("--top-p", type=float, default=0.9, show_default=True, metavar="P", help="Nucleus sampling."),
     click.option("--max-tokens", type=int, default=512, show_default=True, metavar="N", help="Longest reply."),
+    click.option("--context", type=int, metavar="N",
+                 help="Most tokens that the model reads; older exchanges leave first. Default: all that it can."),
     click.option("--seed", type=int, metavar="S", help="Same seed, same machine, same versions: same text."),
     click.option("--no-guard", is_flag=True, help="Do not weaken the feeling when a reply begins to loop."),
 ]  # fmt: skip
@@ -128,6 +131,7 @@ def session_options(given: dict[str, Any]) -> dict[str, Any]:
         "temperature": given["temp"],
         "top_p": given["top_p"],
         "max_tokens": given["max_tokens"],
+        "context": given["context"],
         "positions": given["positions"],
         "history": given["history"],
         "think": given["think"],
@@ -148,6 +152,18 @@ def print_table(table: Table) -> None:
             raise BrokenPipeError
 
     Quiet().print(table)
+
+
+def say(text: str, err: bool = False) -> None:
+    """Print text that may come from elsewhere: a model, a pack, the hub."""
+    click.echo(one_line(text), err=err)
+
+
+def cell(text: str) -> Text:
+    """``text`` from elsewhere as a cell of a table: no markup, no escapes."""
+    from rich.text import Text
+
+    return Text(one_line(text).replace("\n", "⏎"))
 
 
 def one_line(text: str) -> str:

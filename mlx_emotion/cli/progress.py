@@ -28,13 +28,13 @@ def progress_bar(label: str) -> Iterator[Callable[[int, int, str], None]]:
     )
 
     with Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
         console=Console(stderr=True),
     ) as bar:
         task = bar.add_task(label, total=None, note="")

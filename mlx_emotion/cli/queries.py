@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import click
@@ -10,6 +11,8 @@ import click
 from ..options import check_seed
 from .options import MODEL, TRUST, Range
 from .progress import progress_bar, stop_on_interrupt
+
+SAVE_SECONDS = 5.0
 
 
 @click.group(name="queries")
@@ -53,7 +56,7 @@ def generate(
 ) -> None:
     """Have a model write N distinct questions that can be answered with an emotion or without.
 
-    Ctrl-C keeps what is written so far; the same command goes on from there.
+    What is written so far is kept; the same command goes on from there.
     """
     check_seed(seed)
     from .. import load
@@ -74,21 +77,36 @@ def generate(
     found = known
     if len(known) < count:
         check_writable(path, QueryError)
+        saved = time.monotonic()
         speaker = load(model, trust_remote_code=trust_remote_code)
         with stop_on_interrupt() as stop, progress_bar("writing questions") as update:
+
+            def save() -> None:
+                others = read(path)[0] if path.exists() else {}  # as it is now: another program may add to it too
+                with atomic_write(path, QueryError) as temporary:
+                    text = json.dumps({**others, emotion: found}, ensure_ascii=False, indent=1)
+                    temporary.write_text(text + "\n", encoding="utf-8")
+
+            def report(questions: list[str]) -> None:
+                nonlocal found, saved
+                found = list(questions)
+                update(len(found), count, "")
+                if len(found) > len(known) and time.monotonic() - saved > SAVE_SECONDS:
+                    save()
+                    saved = time.monotonic()
 
             def work(voice) -> list[str]:
                 import mlx.core as mx
 
                 mx.random.seed(seed + len(known))  # going on, not the same questions again
                 ask = asker(voice, batch_size, temp, stop.is_set)
-                return write_queries(emotion, count, ask, known, lambda done, total: update(done, total, ""))
+                return write_queries(emotion, count, ask, known, report)
 
-            found = speaker.run(work)
-        if found and found != known:
-            with atomic_write(path, QueryError) as temporary:
-                text = json.dumps({**queries, emotion: found}, ensure_ascii=False, indent=1)
-                temporary.write_text(text + "\n", encoding="utf-8")
+            try:
+                found = speaker.run(work)
+            finally:
+                if found and found != known:
+                    save()
         if stop.is_set():
             raise Interrupted(f"stopped; {path} has {len(found)} of {count} questions")
         if len(found) < count:

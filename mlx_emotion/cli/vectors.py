@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from .options import one_line, print_table
+from .options import cell, print_table, say
 from .vectors_travel import commands
 
 
@@ -45,7 +45,7 @@ def list_(as_json: bool) -> None:
             try:
                 info = read_info(path)
             except PackError as error:
-                click.echo(str(error), err=True)
+                say(str(error), err=True)
                 continue
             rows.append((path, info))
     if as_json:
@@ -56,13 +56,12 @@ def list_(as_json: bool) -> None:
         click.echo("no packs yet; make one with `mlx-emotion extract`", err=True)
         return
     from rich.table import Table
-    from rich.text import Text
 
     table = Table(box=None, pad_edge=False)
     for column in ("pack", "model", "site", "emotions"):
         table.add_column(column)
     for path, info in rows:
-        table.add_row(*map(Text, (path.stem, info.model.id, info.site, ", ".join(info.emotions))))
+        table.add_row(*map(cell, (path.stem, info.model.id, info.site, ", ".join(info.emotions))))
     print_table(table)
 
 
@@ -82,22 +81,19 @@ def show(pack: str, as_json: bool) -> None:
         return
     m = info.model
 
-    def echo(text: str) -> None:
-        click.echo(one_line(text))
-
-    echo(f"{found.path}")
-    echo(f"model      {m.id} {m.revision}".rstrip() + f" ({m.architecture}, {m.layers} layers of {m.width})")
-    echo(f"           fingerprint {m.fingerprint}")
-    echo(f"steers     {info.site}, positions {info.positions}; method {info.method}")
-    echo(f"queries    {info.queries.get('name', 'unknown')}; made {info.created or 'at an unknown time'}")
-    echo(f"{'emotion':12}{'queries':>8}{'scale':>8}{'norm':>9}{'with base':>11}")
+    say(f"{found.path}")
+    say(f"model      {m.id} {m.revision}".rstrip() + f" ({m.architecture}, {m.layers} layers of {m.width})")
+    say(f"           fingerprint {m.fingerprint}")
+    say(f"steers     {info.site}, positions {info.positions}; method {info.method}")
+    say(f"queries    {info.queries.get('name', 'unknown')}; made {info.created or 'at an unknown time'}")
+    say(f"{'emotion':12}{'queries':>8}{'scale':>8}{'norm':>9}{'with base':>11}")
     base = found.base.ravel()
     for name, entry in info.emotions.items():
         v = found[name].ravel()
         cosine = float(v @ base / (np.linalg.norm(v) * np.linalg.norm(base)))
         scale = entry.get("scale")
         shown = "-" if scale is None else f"{scale:.2f}"
-        echo(f"{name:12}{entry.get('count', 0):>8}{shown:>8}{np.linalg.norm(v):>9.3f}{cosine:>11.2f}")
+        say(f"{name:12}{entry.get('count', 0):>8}{shown:>8}{np.linalg.norm(v):>9.3f}{cosine:>11.2f}")
 
 
 @command.command(name="check")
@@ -114,4 +110,4 @@ def check(pack: str, model: str | None) -> None:
         identity, _ = identify(model, local=True)
         if wrong := found.mismatches(identity):
             raise PackError(f"{found.path} is not for {identity.id}: {'; '.join(wrong)}")
-    click.echo(f"{found.path}: whole, {', '.join(found)}, {found.info.model.id} at site {found.info.site}")
+    say(f"{found.path}: whole, {', '.join(found)}, {found.info.model.id} at site {found.info.site}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .options import SITES
+from .options import SITES, say
 
 if TYPE_CHECKING:
     from ..vectors import EmotionVectors
@@ -24,7 +24,7 @@ def _load(pack: str, samples: bool = False) -> EmotionVectors:
 
 def _doubts(pack: EmotionVectors) -> None:
     if pack.doubts:
-        click.echo(pack.doubts, err=True)
+        say(pack.doubts, err=True)
 
 
 @click.command(name="import")
@@ -123,14 +123,14 @@ def diff(a: str, b: str, as_json: bool) -> None:
         click.echo(json.dumps(dataclasses.asdict(found), indent=1))
         return
     for key, left, right in found.metadata:
-        click.echo(f"{key}: {left} | {right}")
+        say(f"{key}: {left} | {right}")
     for which, names in (("A", found.only_a), ("B", found.only_b)):
         if names:
-            click.echo(f"only in {which}: {', '.join(names)}")
+            say(f"only in {which}: {', '.join(names)}")
     if found.common:
         click.echo(f"{'emotion':20}{'cosine':>8}{'norm A':>10}{'norm B':>10}  least alike layer")
     for name, like in found.common.items():
-        click.echo(
+        say(
             f"{name:20}{like.cosine:>8.4f}{like.norms[0]:>10.3f}{like.norms[1]:>10.3f}"
             f"  {like.worst_layer} ({like.worst_cosine:.4f})"
         )

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from ..errors import EvaluationError, MLXEmotionError, UsageError
+from ..files import MAX_TEXT, check_size
 from . import lexicon
 from .metrics import EAS_EMOTIONS, EPS_LABELS, overlaps
 
@@ -139,7 +140,9 @@ def _labels(model: str) -> list[str]:
     need_extra("torch", f"the classifier {model}")
     from transformers import AutoConfig
 
-    return [str(n) for n in _loading(model, lambda: AutoConfig.from_pretrained(model)).id2label.values()]
+    # Told nothing, transformers asks on the terminal whether the model's own code may run.
+    config = _loading(model, lambda: AutoConfig.from_pretrained(model, trust_remote_code=False))
+    return [str(n) for n in config.id2label.values()]
 
 
 @functools.lru_cache(maxsize=2)
@@ -149,8 +152,14 @@ def _pipeline(task: Any, model: str) -> Any:
     from transformers.utils import logging
 
     logging.set_verbosity_error()
+    os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"  # a service that it would ask to rewrite a model on the hub
     device = "mps" if torch.backends.mps.is_available() else "cpu"
-    return _loading(model, lambda: pipeline(task, model=model, device=device))
+    return _loading(
+        model,
+        lambda: pipeline(
+            task, model=model, device=device, trust_remote_code=False, model_kwargs={"use_safetensors": True}
+        ),
+    )
 
 
 def _loading(model: str, load: Callable[[], Any]) -> Any:
@@ -467,6 +476,7 @@ def read_labels(path: str | Path | None) -> dict[str, float | None]:
 
     if path is None:
         return circumplex_data()["labels"]
+    check_size(Path(path), MAX_TEXT, UsageError)
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:

@@ -16,6 +16,7 @@ from typing import Any
 from .. import queries as query_sets
 from ..emotions import BASE, BASIC, NEUTRAL, Feeling, check_name, instructions
 from ..errors import EvaluationError, QueryError, UsageError
+from ..files import check_size
 from ..options import THINK
 from ..vectors import EmotionVectors
 
@@ -83,6 +84,7 @@ def read_queries(path: str | Path | None) -> tuple[dict[str, list[str]], dict[st
     if path is None:
         return query_sets.shipped("evaluation")
     path = Path(path)
+    check_size(path, query_sets.MAX_BYTES, QueryError)
     try:
         raw = path.read_bytes()
         data = json.loads(raw)

@@ -83,12 +83,13 @@ def generate(
     count: int,
     ask: Ask,
     known: Iterable[str] = (),
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[list[str]], None] | None = None,
 ) -> list[str]:
     """Up to ``count`` distinct questions for ``emotion``, all of ``known`` first.
 
     ``ask`` turns prompts into answers, in any order. Fewer than ``count`` come back where the model
-    repeats itself, or does not write questions, ``ATTEMPTS`` times for each that is wanted.
+    repeats itself, or does not write questions, ``ATTEMPTS`` times for each that is wanted. ``progress`` is told
+    after each answer what there is.
     """
     found = Distinct(known)
     missing = max(0, count - len(found.questions))
@@ -98,7 +99,7 @@ def generate(
             if text is not None:
                 found.add(text)
             if progress:
-                progress(len(found.questions), count)
+                progress(found.questions)
             if len(found.questions) >= count:
                 break
     return found.questions
