@@ -159,9 +159,11 @@ def check_batch_equals_single(case: Case) -> None:
         return {a.key: a for a in found if isinstance(a, Finished)}
 
     together = answers(jobs(case), 3)
+    assert any(a.mean is not None for a in together.values()), "nothing was measured"
     for job in jobs(case):
         alone = answers([job], 1)[job.key]
         assert together[job.key].tokens == alone.tokens, f"row {job.key}: other tokens in a batch"
+        assert (together[job.key].mean is None) == (alone.mean is None)
         if alone.mean is None:
             continue
         np.testing.assert_allclose(together[job.key].mean, alone.mean, rtol=1e-3, atol=1e-4)

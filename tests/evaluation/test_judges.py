@@ -209,7 +209,6 @@ class Endpoint:
 @pytest.fixture(autouse=True)
 def no_pause(monkeypatch):
     monkeypatch.setattr(judges.Endpoint, "pause", 0.0)
-    monkeypatch.setattr(judges.Endpoint, "timeout", 5.0)
 
 
 def test_an_endpoint_judges(monkeypatch):

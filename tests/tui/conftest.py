@@ -16,6 +16,12 @@ def collected(monkeypatch) -> None:
     monkeypatch.setattr("gc.freeze", lambda: None)
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch) -> None:
+    """A slow machine may take long for what a key sets going; the keys behind it wait all the same."""
+    monkeypatch.setattr("mlx_emotion.tui.keyboard.PATIENCE", 60)
+
+
 @pytest.fixture
 def fake() -> Fake:
     return Fake()

@@ -133,7 +133,7 @@ class FakeChat:
             if index == self.model.breaks_after:
                 self.turns[-1][1] = said.strip()
                 raise MLXEmotionError("the engine broke")
-            late = time.monotonic() + 60  # a test that failed meanwhile must end
+            late = time.monotonic() + 600  # a test that failed meanwhile must end
             while not self.model.go.wait(0.01) and not self._stop.is_set() and time.monotonic() < late:
                 pass
             if self.model.closed:
@@ -179,7 +179,7 @@ class FullDisk(Store):
         return super()._transaction()
 
 
-async def until(pilot, condition, seconds: float = 30.0) -> None:
+async def until(pilot, condition, seconds: float = 300.0) -> None:
     """Wait for ``condition``; fails when it does not come."""
     import time
 

@@ -186,6 +186,7 @@ async def test_a_full_disk_while_editing_drops_nothing(make_app):
         await pilot.press("ctrl+g")
         app.talk.store.full = True
         await say(pilot, "two")
+        await until(pilot, lambda: "the disk is full" in text_of(app))
         await until(pilot, lambda: app.box.text == "two")
         assert [e.user for e in app.transcript.exchanges] == ["one", "tow"]
         app.talk.store.full = False
@@ -237,10 +238,9 @@ async def test_a_full_disk_loses_no_message(make_app, fake):
         await ready(pilot)
         app.talk.store.full = True
         await say(pilot, "precious")
+        await until(pilot, lambda: "the disk is full" in text_of(app))
         await until(pilot, lambda: app.box.text == "precious")
         assert fake.chats[0].turns == []
-        await pilot.pause()
-        assert "the disk is full" in text_of(app)
         app.talk.store.full = False
         await pilot.press("enter")
         await answered(pilot, 1)
@@ -608,9 +608,9 @@ async def test_find_begins_at_the_end_of_another_conversation(make_app):
     app = make_app()
     async with app.run_test(size=(100, 30)) as pilot:
         await ready(pilot)
-        for text in ("a noise", "a noise again"):
+        for n, text in enumerate(("a noise", "a noise again")):
             await say(pilot, text)
-            await until(pilot, lambda t=text: app.transcript.exchanges[-1].user == t and app.talk.speaking is None)
+            await answered(pilot, n + 1)
         await pilot.press("ctrl+f", *"noise", "enter", "enter")
         await until(pilot, lambda: app.finder._found[1] == 0)
         await app.talk.open(app.talk.conversation)

@@ -110,8 +110,10 @@ async def test_three_changes_in_the_middle_of_a_reply(make_app, fake):
         await say(pilot, "hi")
         await until(pilot, lambda: app.talk.speaking is not None)
         app.panel.bars.focus()
-        for number, keys in enumerate((["space"], ["n"], ["down", "5"]), start=1):
+        changes = (["space"], "anger"), (["n"], "neutral"), (["down", "5"], "calm:0.5")
+        for number, (keys, feeling) in enumerate(changes, start=1):
             await pilot.press(*keys)
+            await until(pilot, lambda f=feeling: str(app.feelings.current) == f)
             fake.go.set()
             await until(pilot, lambda n=number: len(app.transcript.latest.reply.timeline) == n + 1)
         fake.go.set()
@@ -241,7 +243,7 @@ async def test_an_unknown_first_feeling_is_told(make_app):
     app = make_app(feeling="feer")
     async with app.run_test(size=(120, 40)) as pilot:
         await ready(pilot)
-        await pilot.pause()
+        await until(pilot, lambda: "unknown emotion 'feer'" in text_of(app))
         assert app.feelings.current.neutral
 
 
@@ -262,7 +264,9 @@ async def test_the_emotions_go_while_one_of_them_is_dragged(make_app):
     async with app.run_test(size=(140, 40)) as pilot:
         await ready(pilot)
         bars = app.panel.bars
+        await until(pilot, lambda: bars.size.height > 5)
         await pilot.mouse_down(bars, offset=(30, 1))
+        assert bars._dragging
         bars.offer([], {}, "no pack")
         await pilot.hover(bars, offset=(34, 1))
         await pilot.mouse_up(bars, offset=(34, 1))

@@ -28,6 +28,15 @@ EmotionApp.action_help = fail
 sys.exit(main())
 """
 """The program with a key that breaks it."""
+PATIENT = """
+import sys
+from mlx_emotion.cli import main
+from mlx_emotion.tui import app
+
+app.LEAVE_SECONDS = 300
+sys.exit(main())
+"""
+"""The program that takes its time to leave."""
 LONG = 300
 """Seconds that a real model may take for something on a machine with much else to do."""
 
@@ -173,7 +182,7 @@ def test_a_fault_leaves_the_terminal_as_it_was(terminal, tiny_model_path):
 
 def test_ended_by_the_system_in_the_middle_of_a_reply(terminal, talker):
     """As if one had left it: the terminal is as it was, and what was said is kept."""
-    app = terminal(*CHAT, *talker, "--max-tokens", "4000")
+    app = terminal(sys.executable, "-c", PATIENT, *CHAT[3:], *talker, "--max-tokens", "4000")
     app.until(b"6-bit")
     app.write("hello\r")
     half = half_written(app)

@@ -85,7 +85,7 @@ async def check(pilot, name: str) -> None:
         path.write_text(seen[-1], encoding="utf-8")
         return
     expected = path.read_text(encoding="utf-8")
-    end = time.monotonic() + 40
+    end = time.monotonic() + 300
     while snapshot(app) != expected:
         if time.monotonic() > end:
             found = difflib.unified_diff(expected.splitlines(), snapshot(app).splitlines(), lineterm="")
@@ -247,7 +247,7 @@ async def test_the_first_start_while_the_model_loads(fake):
     gate = threading.Event()
 
     def load(name):
-        gate.wait(30)
+        gate.wait(600)
         return fake
 
     class New(Store):

@@ -84,7 +84,7 @@ class _Handler(BaseHTTPRequestHandler):
         path, body = self.begin()
         if self.refuse(path):
             return None
-        oid = path.removeprefix("/lfs/")
+        oid = path.removeprefix("/upload/")
         self.hub.objects[oid] = body
         return self.answer(200 if hashlib.sha256(body).hexdigest() == oid else 400)
 
@@ -134,7 +134,7 @@ class _Handler(BaseHTTPRequestHandler):
             return {**told, "error": {"code": 403, "message": "You have used up your storage"}}
         if wanted["oid"] in self.hub.objects:
             return told
-        upload, verify = f"{self.hub.url}/lfs/{wanted['oid']}", f"{self.hub.url}/lfs-verify"
+        upload, verify = f"{self.hub.url}/upload/{wanted['oid']}", f"{self.hub.url}/lfs-verify"
         return {**told, "actions": {"upload": {"href": upload}, "verify": {"href": verify}}}
 
     def do_GET(self) -> None:

@@ -115,7 +115,7 @@ def test_sites_do_not_merge():
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "mlx_emotion", "vectors", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, timeout=600)
 
 
 def test_the_commands(tiny_model_path, tmp_path):
