@@ -304,6 +304,20 @@ def test_a_default_model_that_is_no_name(home, capsys):
     assert "config.toml: model is 5, wanted a folder" in capsys.readouterr().err
 
 
+def test_text_from_elsewhere_moves_no_cursor_and_is_no_markup(tmp_path, capsys):
+    from mlx_emotion.cli.options import cell
+
+    path = tmp_path / "evil.safetensors"
+    header = {"__metadata__": {"mlx_emotion": json.dumps({"schema": 1, "\x1b]0;owned\x07[/b]": 1})}}
+    raw = json.dumps(header).encode()
+    path.write_bytes(len(raw).to_bytes(8, "little") + raw)
+    assert main(["vectors", "check", str(path)]) == 1
+    err = capsys.readouterr().err
+    assert "unknown fields ]0;owned[/b]" in err
+    assert "\x1b" not in err
+    assert cell("[/b]\x1b[2J\n").plain == "[/b][2J⏎"
+
+
 def test_interrupted_generation_ends_with_130(tmp_path):
     import signal
 

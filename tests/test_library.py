@@ -8,7 +8,7 @@ import pytest
 import mlx_emotion
 from mlx_emotion import calibration
 from mlx_emotion.calibration import Calibration
-from mlx_emotion.errors import Interrupted, UsageError
+from mlx_emotion.errors import Interrupted, ModelError, UsageError
 from mlx_emotion.extraction import Plan
 from mlx_emotion.files import extraction_folder
 from mlx_emotion.library import lost_by, make_pack, pack_path
@@ -56,6 +56,29 @@ def test_a_pack_of_another_model_with_the_same_name_stays(model):
     assert make_pack(model, plan=plan(), calibrate=False).path == beside
     assert EmotionVectors.load(path).info.model.fingerprint == "e" * 32
     assert pack_path(model) == beside
+
+
+def test_a_pack_that_another_program_has_written_meanwhile_stays(model):
+    path = pack_path(model)
+
+    def progress(step):
+        if step.stage == "extracting" and not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"of another program")
+
+    made = make_pack(model, plan=plan(), progress=progress)
+    assert path.read_bytes() == b"of another program"
+    assert made.path == path.with_stem(f"{path.stem}-2")
+    assert EmotionVectors.load(made.path).calibrated
+
+
+def test_a_model_that_loads_but_does_not_run(tiny_model_path, monkeypatch):
+    def forward(*_):
+        raise ValueError("[matmul] shapes\nand where")
+
+    monkeypatch.setattr("mlx_emotion.steering.Taps.self_test", forward)
+    with pytest.raises(ModelError, match=r"loads, but does not run: \[matmul\] shapes$"):
+        mlx_emotion.load(str(tiny_model_path))
 
 
 def test_stopped_while_calibrating_the_scales_before_it_stay_and_what_was_found_is_taken_up(model, monkeypatch):

@@ -105,8 +105,13 @@ def hostile(tmp_path):
     wrong["ev.fear"]["data_offsets"] = [0, 1 << 50]
     raw = json.dumps(wrong).encode()
     yield "offsets", struct.pack("<Q", len(raw)) + raw + good[8 + length :]
+    whole = dict(header)
     del header["__metadata__"]
     raw = json.dumps(header).encode()
+    for dtype, size in (("F8_E4M3", 1), ("F8_E5M2", 1), ("BF16", 2)):
+        wrong = {**whole, "ev.fear": {"dtype": dtype, "shape": [3, 8], "data_offsets": [0, 24 * size]}}
+        raw = json.dumps({k: v for k, v in wrong.items() if k in ("__metadata__", "ev.fear")}).encode()
+        yield dtype, struct.pack("<Q", len(raw)) + raw + bytes(24 * size)
     yield "no metadata", struct.pack("<Q", len(raw)) + raw + good[8 + length :]
 
 
@@ -128,6 +133,10 @@ def test_hostile_files_are_one_line_errors(tmp_path):
         ({"site": "mlp"}, "site 'mlp'"),
         ({"model": {"id": "x"}}, "missing"),
         ({"emotions": {"fear": {"scale": "big"}}}, "scale of fear"),
+        ({"calibration": {"share": "x"}}, "calibration.share is 'x'"),
+        ({"calibration": {"share": None}}, "calibration.share is None"),
+        ({"queries": {"name": 5}}, "queries has values that are not text"),
+        ({"decoding": {"a": json.loads("[" * 600 + "]" * 600)}}, "nested more than 8 deep"),
     ],
 )
 def test_wrong_metadata(tmp_path, change, says):

@@ -106,6 +106,29 @@ def test_the_command_writes_a_set_that_extract_reads(replies, tiny_model_path, t
     assert grown["sarcastic pirate"] == first["sarcastic pirate"]
 
 
+def test_what_is_written_is_kept_whatever_happens(monkeypatch, tiny_model_path, tmp_path):
+    """And what another program has added to the file meanwhile."""
+    path = tmp_path / "set.json"
+
+    def asker(*_):
+        def ask(texts):
+            for n, answer in enumerate(speaker()(texts)):
+                if n == 2:
+                    assert len(read(path)[0]["nostalgia"]) == 2
+                    path.write_text(json.dumps({"joy": ["Who has won?"]}))
+                if n == 3:
+                    raise RuntimeError("the machine is out of everything")
+                yield answer
+
+        return ask
+
+    monkeypatch.setattr("mlx_emotion.queries.generate.asker", asker)
+    monkeypatch.setattr("mlx_emotion.cli.queries.SAVE_SECONDS", 0.0)
+    with pytest.raises(RuntimeError):
+        main(["queries", "generate", "-m", str(tiny_model_path), "-o", str(path), "-e", "nostalgia", "-n", "9"])
+    assert {k: len(v) for k, v in read(path)[0].items()} == {"joy": 1, "nostalgia": 3}
+
+
 def test_a_model_that_cannot_is_told(tiny_model_path, tmp_path, capsys):
     path = tmp_path / "set.json"
     command = ["queries", "generate", "-m", str(tiny_model_path), "-o", str(path), "-e", "nostalgia", "-n", "1"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -100,6 +101,18 @@ def test_go_emotions(roberta_path):
 def test_a_classifier_with_other_labels_names_them(roberta_path):
     with pytest.raises(EvaluationError, match=r"admiration.*--labels"):
         judges.go_emotions(str(roberta_path), ["anger", "fear", "joy", "neutral", "sadness"]).judge(ITEMS[:1])
+
+
+def test_a_classifiers_own_code_is_not_asked_for(roberta_path, tmp_path, monkeypatch):
+    """transformers would ask on the terminal whether to run it, and somebody might say yes."""
+    path = shutil.copytree(roberta_path, tmp_path / "evil")
+    config = json.loads((path / "config.json").read_text())
+    config |= {"model_type": "evil", "auto_map": {"AutoConfig": "evil.Config"}}
+    (path / "config.json").write_text(json.dumps(config))
+    (path / "evil.py").write_text("raise SystemExit('it ran')")
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked"))
+    with pytest.raises(EvaluationError, match="cannot load the classifier"):
+        judges.go_emotions(str(path), ["joy"]).judge(ITEMS[:1])
 
 
 def test_a_missing_classifier_is_one_line(tmp_path):

@@ -177,6 +177,7 @@ KEY = struct.pack("<Q", 1) + b"k"
         struct.pack("<IIQQ", 0x46554747, 3, 2**60, 2**60),
         HEADER + struct.pack("<Q", 2**62),
         HEADER + KEY + struct.pack("<IIQ", 9, 0, 2**60),  # an array of 2^60 bytes
+        HEADER + KEY + struct.pack("<IIQ", 9, 0, 2**20) + bytes(2**20),  # an object of Python's for each byte
         HEADER + KEY + struct.pack("<IIQ", 9, 9, 2**40) * 5000,  # arrays of arrays of arrays
         HEADER + KEY + struct.pack("<I", 77),
     ],
