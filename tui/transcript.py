@@ -423,6 +423,7 @@ class Transcript(VerticalScroll, can_focus=False):
         self._most = WINDOW
         self._hidden: list[UserMessage | ReplyMessage] = []
         self._moving = False
+        self._aim: UserMessage | ReplyMessage | None = None  # what is about to be brought into view
         self._read: dict[str, tuple[list[tuple[int, str]], dict[int, Reading]]] = {}
 
     # What is shown.
@@ -636,11 +637,14 @@ class Transcript(VerticalScroll, can_focus=False):
         for widget in self.of(number):
             if widget.says(words):
                 widget.focus(scroll_visible=False)
+                self._aim = widget
                 self.call_after_refresh(self._show_words, widget, words)
                 return
 
     def _show_words(self, widget: UserMessage | ReplyMessage, words: str) -> None:
         """Bring a message into view; of one that is taller than that, the line that has ``words``."""
+        if widget is not self._aim:  # one has gone elsewhere meanwhile
+            return
         self.release_anchor()
         if widget.size.height > self.size.height and (found := widget.places(words)):
             line = Region(0, widget.virtual_region.y + (found[0].start or Offset()).y, 1, 1)
@@ -690,6 +694,10 @@ class Transcript(VerticalScroll, can_focus=False):
             self.messages[-1].focus(scroll_visible=False)
         self.anchor()
         self.scroll_end(animate=False)
+
+    def anchor(self, anchor: bool = True) -> None:
+        self._aim = None
+        super().anchor(anchor)
 
     def on_click(self, event: events.Click) -> None:
         if event.widget is self:

@@ -164,7 +164,7 @@ class FakeChat:
         return Done(
             text=text, finish_reason=reason, feeling=str(feeling), scale=(), seed=1, guard=tripped, prompt_tokens=3,
             prefilled=3, tokens=tokens, tokens_per_second=100.0, time_to_first_token=0.01, timeline=tuple(timeline),
-            thinking=thinking,
+            thinking=thinking, thinking_tokens=len(thinking.split()),
         )  # fmt: skip
 
 

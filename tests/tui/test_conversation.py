@@ -390,6 +390,28 @@ async def test_a_reply_grows_on_while_one_looks_at_the_beginning(make_app, fake,
         assert len(app.transcript.children) == len(app.transcript.messages)
 
 
+async def test_home_and_end_at_once_lead_to_the_end(make_app, monkeypatch):
+    """Also where what Home has left to do comes late."""
+    long(40)
+    app = make_app(resume="")
+    async with app.run_test(size=(100, 30)) as pilot:
+        await ready(pilot)
+        transcript, late = app.transcript, []
+        after = transcript.call_after_refresh
+
+        def call_after_refresh(work, *given):
+            return late.append((work, given)) if work == transcript._show_words else after(work, *given)
+
+        monkeypatch.setattr(transcript, "call_after_refresh", call_after_refresh)
+        await transcript.action_ends(0)
+        await transcript.action_ends(1)
+        ((work, given),) = late
+        work(*given)
+        assert not transcript._anchor_released  # what grows there is followed
+        await until(pilot, lambda: transcript.chosen is transcript.messages[-1])
+        await until(pilot, lambda: "r39" in text_of(app))
+
+
 async def test_resume_tells_the_model_what_was_said(make_app, fake):
     app = make_app()
     async with app.run_test() as pilot:
