@@ -212,7 +212,7 @@ class Calibration:
         self.pack.info.calibration = {
             "method": "likelihood",
             "margin_nats": MARGIN,
-            "share": round(self.share, 4),
+            "share": float(f"{self.share:.4g}"),
             "distinct_2": DISTINCT,
             "prompts": PROMPTS,
             "temperature": TEMPERATURE,

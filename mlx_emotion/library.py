@@ -150,7 +150,8 @@ def make_pack(
     """Extract a pack for ``model``, calibrate it, save and use it.
 
     ``plan`` says what is extracted; without one, the shipped set, at most ``limit`` queries an emotion. ``path``
-    is where the pack goes, by default ``pack_path``; there a pack that has more is refused with ``UsageError``,
+    is where the pack goes, by default ``pack_path``, or beside it where another program
+    has written there meanwhile; there a pack that has more is refused with ``UsageError``,
     unless ``replace``. ``seed`` is for calibration's sampling. Goes on with an earlier run of the same settings,
     unless ``restart``. Raises ``PackError`` at once where ``path`` cannot be written, and ``Interrupted`` when
     ``stopped`` says so; stopped while calibrating, the pack is already there and in use, with the scales of the

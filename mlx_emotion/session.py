@@ -168,6 +168,8 @@ class Session:
 
     def change(self, options: Options) -> None:
         """Take other options from the next reply on; another ``scale`` acts from the next token, as ``feel`` does."""
+        if (options.context, options.max_tokens) != (self.options.context, self.options.max_tokens):
+            self.first = 0  # what was cut may fit now
         self.options = options
         self.feel(self.feeling)
 
@@ -325,7 +327,8 @@ class Session:
             end = start + len(turn.tokens) + turn.ended
             for (index, scales), later in zip(felt, [*felt[1:], None]):
                 last = end if later is None else min(end, start + later[0])  # a stop text may have cut the reply
-                spans.append((start + index, last, scales))
+                if start + index < last:  # told of a reply that was longer
+                    spans.append((start + index, last, scales))
         return spans
 
     def _prepare(self, scales: Scales) -> tuple[list[int], int, Row]:
@@ -441,16 +444,18 @@ class Session:
                     if stop.is_set():
                         break
                     told: list[Event] = []
-                    if self._wanted is not wanted:
-                        if {n for n, _ in self._wanted[1]} != {n for n, _ in scales}:  # not a mere drift
+                    newest = self._wanted
+                    if newest is not wanted:
+                        if {n for n, _ in newest[1]} != {n for n, _ in scales}:  # not a mere drift
                             guard.restart()
-                        wanted = self._wanted
+                        wanted = newest
                         feeling, scales = wanted
                         told.append(FeelingChanged(str(feeling), feeling.weights, count))
                         timeline.append((count, str(feeling)))
                     if options.guard and scales and not muted and guard.add(response.token):
                         if guard.ended:
                             reason = "loop"
+                            yield from told
                             break
                         told.append(GuardTripped(count, guard.factor))
                     inside = options.think != "feel" and thoughts.inside
@@ -500,7 +505,7 @@ class Session:
             time_to_first_token=first,
             timeline=tuple(timeline),
             thinking=said[THOUGHT].strip(),
-            thinking_tokens=thoughts.tokens,
+            thinking_tokens=thoughts.tokens or (count if thoughts.unfinished else 0),
         )
 
 

@@ -638,7 +638,7 @@ def train(topics: list[Topic], tokenizer, args: argparse.Namespace) -> tuple[Lla
         if changed := [name for name, value in settings.items() if saved.get("settings", {}).get(name) != value]:
             sys.exit(f"{checkpoint} was made with other settings ({', '.join(changed)}); give the same, or --restart")
         entries, record = saved["entries"], saved["record"]
-        first, low = entries[-1]["step"], saved["low"]
+        first, low = entries[-1]["step"], saved.get("low")
         model.load_state_dict(saved["model"])
         heads.load_state_dict(saved["heads"])
         shifts.state = saved["shifts"]

@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -230,9 +231,12 @@ def test_a_killed_command_goes_on(tiny_model_path, home, tmp_path, sent):
     gated = [sys.executable, "-c", GATED, *extract, "--output", str(tmp_path / "a.safetensors")]
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     with subprocess.Popen(gated, **pipes) as process:  # it waits once it has saved its first answers
+        deadline = threading.Timer(1200, process.kill)
+        deadline.start()
         assert process.stdout.readline() == b"saved\n", process.stderr.read()
         process.send_signal(sent)
         _, errors = process.communicate()
+        deadline.cancel()
     assert process.returncode == (130 if sent == signal.SIGINT else -signal.SIGKILL)
     if sent == signal.SIGINT:
         assert b"Traceback" not in errors

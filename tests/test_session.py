@@ -455,6 +455,11 @@ def test_less_of_a_conversation_can_be_read_than_the_model_could(model):
     assert max(counts) <= 180
     assert chat._session.first
     assert len(chat._session._cached) <= 200
+    before = chat._session.first
+    chat.change(context=None)
+    say(chat, "and now all of it")
+    assert chat._session.first < before
+    chat.change(context=200)
     with pytest.raises(UsageError, match="the model reads 200"):
         say(chat, "x" * 300)
     with pytest.raises(UsageError, match="context is 1"):

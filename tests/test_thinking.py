@@ -157,6 +157,7 @@ def test_a_block_cut_short_leaves_no_answer(voice):
     session = Session(thinker, Feeling((("fear", 1.0),)), Options(temperature=0, max_tokens=3))
     _, events, _, _ = talk(thinker, session=session)
     assert (events[-1].text, events[-1].thinking, events[-1].finish_reason) == ("", "hm", "length")
+    assert events[-1].thinking_tokens == events[-1].tokens
     session.change(Options(temperature=0))
     _, events, _, _ = talk(thinker, session=session)
     assert events[-1].text == "ok"

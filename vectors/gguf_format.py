@@ -106,7 +106,7 @@ def _open(path: Path, model: Identity) -> tuple[dict[str, Any], dict[str, np.nda
             if raw_type == GGUFValueType.ARRAY:
                 self.items += int(self._get(orig_offs + 4, np.uint64)[0])
                 if self.items > 4 * (model.layers + model.width):
-                    raise ValueError(f"its arrays have {self.items} items")
+                    raise PackError(f"{path}: not a GGUF control vector: its arrays are too long; is it a model?")
             return super()._get_field_parts(orig_offs, raw_type)
 
     try:
@@ -123,6 +123,8 @@ def _open(path: Path, model: Identity) -> tuple[dict[str, Any], dict[str, np.nda
         reader = Reader(path)
         fields = {k: f.contents() for k, f in reader.fields.items()}
         tensors = {t.name: np.array(t.data) for t in reader.tensors}
+    except PackError:
+        raise
     except Exception as error:  # the reader raises whatever its arithmetic on a broken file does
         raise PackError(f"{path}: not a readable GGUF file: {error}".splitlines()[0]) from None
     kind = fields.get("general.architecture")

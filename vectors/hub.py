@@ -15,7 +15,7 @@ SUFFIX = ".safetensors"
 MAX_BYTES = 8 << 30
 CHUNK = 1 << 20
 TIMEOUT = 60.0
-"""Seconds without a byte after which the hub counts as gone."""
+"""Seconds without a byte after which a hub that is asked for packs counts as gone."""
 
 
 def push(pack: EmotionVectors, repo: str, private: bool = False) -> str:
@@ -61,16 +61,15 @@ def pull(repo: str, folder: Path, model: Identity | None = None) -> list[Path]:
             raise PackError(
                 f"{repo} on the hub has no pack for {model.id} ({model.fingerprint}), only for {', '.join(made_for)}"
             )
-        pulled = []
-        for name in chosen:
-            path = folder / f"{repo}/{name}".replace("\\", "/").replace("/", "--")
+        places = {name: folder / f"{repo}/{name}".replace("\\", "/").replace("/", "--") for name in chosen}
+        for name, path in places.items():
             with contextlib.suppress(PackError):  # none there, or a broken one
                 if (here := read_info(path)) != found[name]:
                     what = "was changed here" if here.created == found[name].created else "is another than the hub's"
-                    raise UsageError(f"{path} {what}; remove it to have the hub's, or merge both under another name")
+                    raise UsageError(f"{path} {what}; remove or rename it to have the hub's. Nothing was downloaded")
+        for name, path in places.items():
             _download(api, repo, name, files[name], path)
-            pulled.append(path)
-    return pulled
+    return list(places.values())
 
 
 def _remote_info(api, repo: str, name: str) -> PackInfo | None:

@@ -53,16 +53,18 @@ def command(
     from .vectors import resolve
 
     check_seed(seed)
+    # As it was when it was read: loading a model may take long, and another program may write there meanwhile.
+    was = stamp(resolve(pack)) if pack else None
     vectors = EmotionVectors.load(resolve(pack), samples=True) if pack else None
     loaded = load(model, vectors=vectors, site=site, adapter=adapter, force=force, trust_remote_code=trust_remote_code)
     if vectors is None and loaded.vectors is not None and loaded.vectors.path is not None:
+        was = stamp(loaded.vectors.path)
         vectors = EmotionVectors.load(loaded.vectors.path, samples=True)
     if vectors is None or vectors.path is None:
         raise PackError(f"no pack for {loaded.id} on this machine; make one with `mlx-emotion extract`")
     path = Path(vectors.path)
     if not pack and path.parent == shipped_packs():
         raise PackError(f"{path} ships with the package; name it to calibrate it, or extract a pack of your own")
-    was = stamp(path)
     with stop_on_interrupt() as stop, progress_bar("calibrating") as update:
 
         def work(voice: Voice) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from pathlib import Path
@@ -82,7 +83,9 @@ def generate(
         with stop_on_interrupt() as stop, progress_bar("writing questions") as update:
 
             def save() -> None:
-                others = read(path)[0] if path.exists() else {}  # as it is now: another program may add to it too
+                others = queries
+                with contextlib.suppress(QueryError):  # being written by another program, which may add to it too
+                    others = read(path)[0] if path.exists() else {}
                 with atomic_write(path, QueryError) as temporary:
                     text = json.dumps({**others, emotion: found}, ensure_ascii=False, indent=1)
                     temporary.write_text(text + "\n", encoding="utf-8")

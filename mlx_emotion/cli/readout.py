@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from .options import cell, load, loading_options, print_table
+from .options import cell, load, loading_options, one_line, print_table
 
 MAX_TEXT = 1 << 20
 
@@ -55,7 +55,7 @@ def command(text: str, as_json: bool, **given: Any) -> None:
     for name in found.names:
         table.add_column(cell(name), justify="right", no_wrap=True)
     for token, row in zip(found.tokens, found.values):
-        table.add_row(cell(token or "·"), *(f"{v:+.2f}" for v in row))
+        table.add_row(cell(one_line(token) or "·"), *(f"{v:+.2f}" for v in row))
     for label, row in (("mean", found.mean), ("answer", found.last)):
         table.add_row(Text(label, "bold"), *(Text(f"{v:+.2f}", "bold") for v in row))
     print_table(table)
