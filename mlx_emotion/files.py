@@ -79,7 +79,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     """A TOML file's content. Raises ``UsageError`` with the line at fault."""
     import tomllib
 
-    check_size(path, MAX_TEXT, UsageError)
+    check_size(path, MAX_TEXT, UsageError, "settings and definitions are small files")
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -125,11 +125,11 @@ def stamp(path: Path) -> tuple[int, int, int] | None:
     return found.st_mtime_ns, found.st_size, found.st_ino
 
 
-def check_size(path: Path, most: int, error: type[MLXEmotionError]) -> None:
-    """Raise ``error`` for a file of more than ``most`` bytes, before it is read whole. One that is not there passes."""
+def check_size(path: Path, most: int, error: type[MLXEmotionError], what: str) -> None:
+    """Raise ``error``, which says ``what``, for a file of more than ``most`` bytes. One that is not there passes."""
     found = stamp(path)
     if found and found[1] > most:
-        raise error(f"{path}: larger than {most >> 20} MiB; this is not what it should be")
+        raise error(f"{path}: larger than {most >> 20} MiB; {what}")
 
 
 def check_writable(path: Path, error: type[MLXEmotionError] = MLXEmotionError) -> None:

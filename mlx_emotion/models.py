@@ -174,7 +174,7 @@ def missing_weights(path: Path) -> list[str]:
 def read_config(path: Path) -> dict[str, Any]:
     """The config of the model in ``path``. Raises ``ModelError`` that names a field no model can do without."""
     file = path / "config.json"
-    check_size(file, MAX_TEXT, ModelError)
+    check_size(file, MAX_TEXT, ModelError, "a model's config is a small JSON object")
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:

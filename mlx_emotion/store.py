@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import StoreError
-from .files import atomic_write, conversations_folder, user_path
+from .files import atomic_write, check_size, conversations_folder, user_path
 
 if TYPE_CHECKING:
     from .events import Done
@@ -546,8 +546,7 @@ class Store:
         """``import_`` of a JSON file; ``~`` in a text is the user's home."""
         path = user_path(path) if isinstance(path, str) else path
         try:
-            if path.stat().st_size > MAX_IMPORT:
-                raise StoreError(f"{path}: larger than {MAX_IMPORT >> 20} MiB; this is not a conversation")
+            check_size(path, MAX_IMPORT, StoreError, "this is not a conversation")
             data = json.loads(path.read_bytes())
         except OSError as error:
             raise StoreError(f"{path}: {error.strerror or error}") from None

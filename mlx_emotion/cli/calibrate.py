@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .options import ADAPTER, MODEL, SITE, TRUST, Range, say
+from .options import ADAPTER, MODEL, SITE, TRUST, Range, say, say_doubts
 from .progress import progress_bar, stop_on_interrupt
 
 if TYPE_CHECKING:
@@ -53,16 +53,15 @@ def command(
     from .vectors import resolve
 
     check_seed(seed)
-    # As it was when it was read: loading a model may take long, and another program may write there meanwhile.
-    was = stamp(resolve(pack)) if pack else None
-    vectors = EmotionVectors.load(resolve(pack), samples=True) if pack else None
+    path = resolve(pack) if pack else None
+    was = stamp(path) if path else None  # loading a model may take long, and another program may write there meanwhile
+    vectors = EmotionVectors.load(path, samples=True) if path else None
     loaded = load(model, vectors=vectors, site=site, adapter=adapter, force=force, trust_remote_code=trust_remote_code)
-    if vectors is None and loaded.vectors is not None and loaded.vectors.path is not None:
-        was = stamp(loaded.vectors.path)
-        vectors = EmotionVectors.load(loaded.vectors.path, samples=True)
-    if vectors is None or vectors.path is None:
+    if path is None and loaded.vectors is not None and loaded.vectors.path is not None:
+        path = Path(loaded.vectors.path)
+        was, vectors = stamp(path), EmotionVectors.load(path, samples=True)
+    if path is None or vectors is None:
         raise PackError(f"no pack for {loaded.id} on this machine; make one with `mlx-emotion extract`")
-    path = Path(vectors.path)
     if not pack and path.parent == shipped_packs():
         raise PackError(f"{path} ships with the package; name it to calibrate it, or extract a pack of your own")
     with stop_on_interrupt() as stop, progress_bar("calibrating") as update:
@@ -79,5 +78,4 @@ def command(
     for name, entry in vectors.info.emotions.items():
         say(f"{name:12}{entry['scale']:g}")
     click.echo(f"{'base':12}{vectors.info.base_scale:g}")
-    if vectors.doubts:
-        say(vectors.doubts, err=True)
+    say_doubts(vectors)

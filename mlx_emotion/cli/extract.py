@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from .options import ADAPTER, MODEL, SITE, TRUST, say
+from .options import ADAPTER, MODEL, SITE, TRUST, say_doubts
 from .progress import stage_bars, stop_on_interrupt
 
 
@@ -87,5 +87,5 @@ def command(
             replace=True,  # asked above, with another way out
         )
     click.echo(str(pack.path))
-    if pack.doubts and not no_calibrate:
-        say(pack.doubts, err=True)
+    if not no_calibrate:
+        say_doubts(pack)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from ..emotions import Feeling
     from ..model import Model
+    from ..vectors import EmotionVectors
 
 SITES = ("attention", "residual")  # again: the library's are in modules that import numpy and mlx
 
@@ -157,6 +158,12 @@ def print_table(table: Table) -> None:
 def say(text: str, err: bool = False) -> None:
     """Print text that may come from elsewhere: a model, a pack, the hub."""
     click.echo(one_line(text), err=err)
+
+
+def say_doubts(pack: EmotionVectors) -> None:
+    """Tell why intensity 1.0 of ``pack`` may not be the full useful dose, if something says so."""
+    if doubts := pack.doubts:
+        say(doubts, err=True)
 
 
 def cell(text: str) -> Text:

@@ -87,26 +87,26 @@ def generate(
                 with contextlib.suppress(QueryError):  # being written by another program, which may add to it too
                     others = read(path)[0] if path.exists() else {}
                 with atomic_write(path, QueryError) as temporary:
-                    text = json.dumps({**others, emotion: found}, ensure_ascii=False, indent=1)
+                    text = json.dumps({**others, emotion: list(found)}, ensure_ascii=False, indent=1)
                     temporary.write_text(text + "\n", encoding="utf-8")
 
             def report(questions: list[str]) -> None:
                 nonlocal found, saved
-                found = list(questions)
+                found = questions
                 update(len(found), count, "")
                 if len(found) > len(known) and time.monotonic() - saved > SAVE_SECONDS:
                     save()
                     saved = time.monotonic()
 
-            def work(voice) -> list[str]:
+            def work(voice) -> None:
                 import mlx.core as mx
 
                 mx.random.seed(seed + len(known))  # going on, not the same questions again
                 ask = asker(voice, batch_size, temp, stop.is_set)
-                return write_queries(emotion, count, ask, known, report)
+                write_queries(emotion, count, ask, known, report)
 
             try:
-                found = speaker.run(work)
+                speaker.run(work)
             finally:
                 if found and found != known:
                     save()

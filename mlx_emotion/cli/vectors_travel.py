@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .options import SITES, say
+from .options import SITES, say, say_doubts
 
 if TYPE_CHECKING:
     from ..vectors import EmotionVectors
@@ -20,11 +20,6 @@ def _load(pack: str, samples: bool = False) -> EmotionVectors:
     from .vectors import resolve
 
     return EmotionVectors.load(resolve(pack), samples)
-
-
-def _doubts(pack: EmotionVectors) -> None:
-    if pack.doubts:
-        say(pack.doubts, err=True)
 
 
 @click.command(name="import")
@@ -53,7 +48,7 @@ def import_(paths: tuple[str, ...], model: str, output: str | None, site: str | 
     if output is None and path.exists():
         raise UsageError(f"{path} is there already; give another place with --output, or `vectors merge` the two")
     pack.save(path)
-    _doubts(pack)
+    say_doubts(pack)
     click.echo(str(path))
 
 
@@ -146,7 +141,7 @@ def merge(packs: tuple[str, ...], output: str, prefer: str | None) -> None:
 
     pack = join([_load(p, samples=True) for p in packs], prefer)
     pack.save(output)
-    _doubts(pack)
+    say_doubts(pack)
     click.echo(output)
 
 

@@ -476,7 +476,7 @@ def read_labels(path: str | Path | None) -> dict[str, float | None]:
 
     if path is None:
         return circumplex_data()["labels"]
-    check_size(Path(path), MAX_TEXT, UsageError)
+    check_size(Path(path), MAX_TEXT, UsageError, "a label table is a small JSON object")
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:

@@ -16,7 +16,6 @@ from typing import Any
 from .. import queries as query_sets
 from ..emotions import BASE, BASIC, NEUTRAL, Feeling, check_name, instructions
 from ..errors import EvaluationError, QueryError, UsageError
-from ..files import check_size
 from ..options import THINK
 from ..vectors import EmotionVectors
 
@@ -83,15 +82,9 @@ def read_queries(path: str | Path | None) -> tuple[dict[str, list[str]], dict[st
     """
     if path is None:
         return query_sets.shipped("evaluation")
-    path = Path(path)
-    check_size(path, query_sets.MAX_BYTES, QueryError)
-    try:
-        raw = path.read_bytes()
-        data = json.loads(raw)
-    except (OSError, ValueError, RecursionError):
-        return query_sets.read(path)  # says what is wrong
+    data, source = query_sets.load(path)
     if not isinstance(data, list):
-        return query_sets.read(path)
+        return query_sets.check(data, path), source
     if not data or not all(isinstance(q, str) and q.strip() for q in data):
         raise QueryError(f"{path}: wanted a list of questions, each text that is not empty")
     for n, question in enumerate(data):
@@ -99,7 +92,6 @@ def read_queries(path: str | Path | None) -> tuple[dict[str, list[str]], dict[st
             question.encode()
         except UnicodeEncodeError:
             raise QueryError(f"{path}: question {n} has half a character in it") from None
-    source = {"name": path.name, "sha256": hashlib.sha256(raw).hexdigest()}
     if len(data) != sum(n for _, n in EQ_PLUS):
         return {"all": data}, source
     rest = iter(data)

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..emotions import BASE
 from ..errors import QueryError
+from ..files import check_size
 
 MAX_BYTES = 64 << 20
 SETS = ("extraction", "evaluation")
@@ -24,17 +25,21 @@ def read(path: str | Path, name: str | None = None) -> tuple[dict[str, list[str]
 
     Returns the object and ``{"name", "sha256"}`` of the file. Raises ``QueryError``.
     """
+    data, source = load(path)
+    return check(data, path), source | ({"name": name} if name else {})
+
+
+def load(path: str | Path) -> tuple[Any, dict[str, str]]:
+    """What a JSON file of queries holds, unchecked, and its ``{"name", "sha256"}``. Raises ``QueryError``."""
     path = Path(path)
+    check_size(path, MAX_BYTES, QueryError, "a query file is a small JSON object")
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise QueryError(f"{path}: larger than {MAX_BYTES >> 20} MiB; a query file is a small JSON object")
         raw = path.read_bytes()
-        data = json.loads(raw)
+        return json.loads(raw), {"name": path.name, "sha256": hashlib.sha256(raw).hexdigest()}
     except OSError as error:
         raise QueryError(f"{path}: {error.strerror or error}") from None
     except (ValueError, RecursionError) as error:
         raise QueryError(f"{path}: not JSON: {error}") from None
-    return check(data, path), {"name": name or path.name, "sha256": hashlib.sha256(raw).hexdigest()}
 
 
 def check(data: Any, path: str | Path) -> dict[str, list[str]]:
