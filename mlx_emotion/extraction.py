@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 
@@ -32,6 +33,8 @@ from .vectors import EmotionVectors, PackInfo
 STATE_FORMAT = 3
 SAVE_SECONDS = 1.0
 """How often, at most, what is done is written."""
+EMPTY_MOST = 16
+"""After so many empty answers for an emotion, and no other, the rest is not waited for."""
 HALF_MAX = float(np.finfo(np.float16).max)
 
 
@@ -336,23 +339,27 @@ class Extraction:
         state = self.state
         if neutral.mean is None or emotional.mean is None or neutral.norm is None:
             state.empty[emotion].append(i)
+            if not state.done[emotion] and len(state.empty[emotion]) >= EMPTY_MOST:
+                self._refuse(emotion)
             return
         shift = emotional.mean - neutral.mean
+        if self.plan.keep_samples or METHODS[self.plan.method].combine:  # first: what follows can't fail half-way
+            self._samples(emotion)[i] = shift.clip(-HALF_MAX, HALF_MAX)
         state.shifts[emotion] += shift
         state.norm += neutral.norm
         state.answers += 1
-        if self.plan.keep_samples or METHODS[self.plan.method].combine:
-            self._samples(emotion)[i] = shift.clip(-HALF_MAX, HALF_MAX)
         state.done[emotion].append(i)
+
+    def _refuse(self, emotion: str) -> NoReturn:
+        loaded = self.voice.loaded
+        hint = "; a larger --max-tokens lets it think to the end" if loaded.tokenizer.has_thinking else ""
+        raise ExtractionError(f"{loaded.identity.id} gave only empty answers for {emotion}; nothing to average{hint}")
 
     def _pack(self) -> EmotionVectors:
         state, plan, loaded = self.state, self.plan, self.voice.loaded
         for emotion, done in state.done.items():
             if not done:
-                hint = "; a larger --max-tokens lets it think to the end" if loaded.tokenizer.has_thinking else ""
-                raise ExtractionError(
-                    f"{loaded.identity.id} gave only empty answers for {emotion}; nothing to average{hint}"
-                )
+                self._refuse(emotion)
         entries: dict[str, dict] = {
             n: {"instructions": list(plan.wordings[n]), "count": len(state.done[n]), "scale": None}
             for n in plan.queries

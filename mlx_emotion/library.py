@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -67,8 +68,11 @@ def in_folders(names: Iterable[str], found: Iterable[Available]) -> list[Availab
         names.append(default_model())
     new = []
     for name in names:
-        path = user_path(name)
-        if path.is_dir() and not {name, str(path.resolve())} & known:
+        try:
+            path = user_path(name)
+        except UsageError:  # nobody has that home
+            continue
+        if os.path.isdir(path) and not {name, str(path.resolve())} & known:
             known.add(str(path.resolve()))
             new.append(_in_folder(name, path))
     return new
@@ -92,10 +96,12 @@ def pack_path(model: Model) -> Path:
     from .vectors import read_info
 
     name, mark = f"{stem(model.identity)}-{model.site}", model.identity.fingerprint
-    path = packs_folder() / f"{name}.safetensors"
+    path, own = packs_folder() / f"{name}.safetensors", packs_folder() / f"{name}-{mark[:8]}.safetensors"
+    if own.exists():  # where this model's pack went when another had the place: `find_packs` takes it first
+        return own
     with contextlib.suppress(PackError):  # none there, or a broken one
         if read_info(path).model.fingerprint != mark:
-            return packs_folder() / f"{name}-{mark[:8]}.safetensors"
+            return own
     return path
 
 
@@ -105,7 +111,7 @@ def lost_by(model: Model, plan: Plan) -> str:
     It would be written over it, or, where that one came with the program or has another name, be used in its place.
     """
     from .model import find_packs
-    from .vectors import read_info
+    from .vectors import EmotionVectors, read_info
 
     found = find_packs(model.identity, model.site)
     if not found:
@@ -114,6 +120,10 @@ def lost_by(model: Model, plan: Plan) -> str:
     instead = "" if found[0] == place else f"; the new one, {place}, would be used in its place"
     if missing := sorted(set(old) - set(plan.queries)):
         return f"{found[0]} also has {', '.join(missing)}" + (instead or ", which would be lost")
+    if left_out := sorted(set(range(model.identity.layers)) - set(model.layers)):
+        vectors = EmotionVectors.load(found[0])
+        if any(vectors[name][left_out].any() for name in vectors):
+            return f"{found[0]} also has layers that this model was loaded without ({left_out[0]}){instead}"
     if fewer := [n for n, entry in old.items() if int(entry.get("count") or 0) > len(plan.queries[n])]:
         return f"{found[0]} was made with more queries ({old[fewer[0]]['count']} for {fewer[0]}){instead}"
     return ""

@@ -106,6 +106,11 @@ class Model:
         return self._voice.taps.site
 
     @property
+    def layers(self) -> tuple[int, ...]:
+        """The 0-based layers that are steered and read."""
+        return tuple(self._voice.taps.layers)
+
+    @property
     def vectors(self) -> EmotionVectors | None:
         return self._voice.vectors
 

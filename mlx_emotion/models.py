@@ -55,6 +55,7 @@ class LoadedModel:
     path: Path
     identity: Identity
     template: ChatTemplate
+    adapter: str | None = None
 
     @property
     def context(self) -> int | None:
@@ -271,11 +272,12 @@ def load_model(
         except ModelError:
             raise
         except Exception as error:  # mlx-lm, transformers and safetensors raise many kinds here
-            raise ModelError(f"cannot load {part}: {_wrong_layers(path) or _reason(error)}") from None
+            of_weights = _wrong_layers(path) if part == str(path) else None
+            raise ModelError(f"cannot load {part}: {of_weights or _reason(error)}") from None
     layers = getattr(model, "layers", None) or []
     identity = Identity(id_, revision_, mark, str(config.get("model_type")), len(layers), sizes(config)[1])
     template = ChatTemplate(tokenizer, f"{id_} {config.get('_name_or_path', '')}")
-    return LoadedModel(model, tokenizer, config, path, identity, template)
+    return LoadedModel(model, tokenizer, config, path, identity, template, adapter)
 
 
 def _unpacked(model: nn.Module) -> nn.Module:

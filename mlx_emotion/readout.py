@@ -21,6 +21,7 @@ from .emotions import Feeling
 from .errors import UsageError
 from .events import Reading
 from .options import check_text
+from .thinking import opens
 from .vectors import EmotionVectors
 
 if TYPE_CHECKING:
@@ -130,8 +131,13 @@ def neutral_activation(voice: Voice) -> np.ndarray:
     """The mean tapped activation ``[L, d]`` float32 over short neutral replies: what reads 0."""
     from .batch import Finished, Job, run_batch
 
-    template = voice.loaded.template
-    jobs = [Job(p, template.encode(template.render([{"role": "user", "content": p}]))) for p in ZERO_PROMPTS]
+    template, tokenizer = voice.loaded.template, voice.loaded.tokenizer
+    jobs = []
+    for question in ZERO_PROMPTS:
+        text = template.render([{"role": "user", "content": question}])
+        if opens(tokenizer, text):  # its thoughts would take all the tokens
+            text += f"\n{tokenizer.think_end}\n\n"
+        jobs.append(Job(question, template.encode(text)))
     results: Any = run_batch(voice, jobs, batch_size=len(jobs), max_tokens=ZERO_TOKENS, capture=True)
     means = [r.mean for r in results if isinstance(r, Finished) and r.mean is not None]
     if not means:

@@ -98,9 +98,10 @@ class Voice:
         if self.vectors is None:
             id_ = self.loaded.identity.id
             name = id_ if id_ == EMBEDDED or "/" in id_ else self.loaded.path
+            adapter = self.loaded.adapter
             raise PackError(
-                f"no emotion vectors for {id_} at site {self.taps.site}; make them with "
-                f"`mlx-emotion extract --model {name} --site {self.taps.site}`"
+                f"no emotion vectors for {id_} at site {self.taps.site}; make them with `mlx-emotion extract "
+                f"--model {name}{f' --adapter {adapter}' if adapter else ''} --site {self.taps.site}`"
             )
         return tuple(self.vectors.scales(feeling, raw).items())
 
@@ -476,7 +477,7 @@ class Session:
                 self._cached = prompt[: row.offset]  # whole chunks of it
             finally:
                 stream.close()
-        except GeneratorExit:  # the reader left between two tokens
+        except (GeneratorExit, UsageError):  # the reader left between two tokens, or the message is too long
             raise
         except BaseException:  # a pass that failed may have written into some layers' caches
             self._forget_cache()

@@ -384,7 +384,8 @@ class Store:
                 values = dict(r)
                 exchange = values.pop("exchange")
                 values["timeline"] = _timeline(values["timeline"])
-                replies[exchange].append(Reply(**values | {"guard": bool(values["guard"])}))
+                if exchange in replies:  # not what another window added between the two
+                    replies[exchange].append(Reply(**values | {"guard": bool(values["guard"])}))
         return [
             Exchange(r["user"], tuple(replies[r["id"]]), r["chosen"], created=r["created"], id=r["id"]) for r in rows
         ]
@@ -574,7 +575,7 @@ def markdown(data: dict[str, Any]) -> str:
             felt = [f for _, f in reply["timeline"]] or [reply["feeling"]]
             mark = " (not finished)" if reply["state"] in (WRITING, "cancelled", "failed") else ""
             mark += "" if chosen else f" (the first of {len(replies)}; none was chosen)"
-            lines += [f"**{data['model']}**, {' → '.join(felt)}{mark}", ""]
+            lines += [f"**{reply.get('model') or data['model']}**, {' → '.join(felt)}{mark}", ""]
             if thinking := reply.get("thinking"):
                 lines += ["> *thoughts*", ">", *(f"> {line}".rstrip() for line in thinking.splitlines()), ""]
             lines += [reply["text"], ""]

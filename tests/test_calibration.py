@@ -74,6 +74,28 @@ def test_a_model_that_says_nothing_is_refused(empty):
     assert script.tried == [0.0]
 
 
+def test_likelihood_is_that_of_each_token_after_those_before_it(tiny_model_path):
+    def work(voice):
+        import mlx.core as mx
+
+        prompts, replies = [[3, 4, 5], [6], [7, 8]], [[9, 10], [11, 12, 13, 14], [15]]
+        script = Calibration.__new__(Calibration)
+        script.voice = voice
+        found = script._likelihood(prompts, replies)
+        for prompt, reply, told in zip(prompts, replies, found, strict=True):
+            losses = []
+            for n, token in enumerate(reply):
+                logits = voice.taps.forward(mx.array([[*prompt, *reply[:n]]]), None, None, False)[0][0, -1]
+                losses.append(float(mx.logsumexp(logits) - logits[token]))
+            assert told == pytest.approx(np.mean(losses), rel=1e-4)
+        # Of two settings the better counts, for each reply.
+        settings = [[[3, 4, 5], [6, 6], [7, 8]], [[3, 3], [6], [8, 8]]]
+        both = [script._likelihood(s, replies) for s in settings]
+        assert script.fluency(replies, settings).nll == pytest.approx(np.minimum(*both).mean(), rel=1e-4)
+
+    mlx_emotion.load(str(tiny_model_path)).run(work)
+
+
 @pytest.fixture
 def model(tiny_model_path, home, monkeypatch):
     monkeypatch.setattr(Calibration, "scale", lambda self, name: self.measured.append(name) or 2.0)

@@ -145,6 +145,36 @@ def test_an_empty_answer_is_done_too(model):
     assert not {("fear", 0), ("fear", 1)} & asked
 
 
+def test_a_model_that_answers_nothing_is_not_asked_to_the_end(model):
+    def work(voice):
+        many = Plan.make(queries={"fear": [f"question {n}" for n in range(40)]}, max_tokens=4)
+        extraction = Extraction(voice, many, batch_size=2, restart=True)
+        nothing = SimpleNamespace(mean=None, norm=None)
+        for i in range(40):
+            extraction._add("fear", i, nothing, nothing)
+
+    with pytest.raises(ExtractionError, match="gave only empty answers for fear"):
+        model.run(work)
+
+
+def test_a_query_whose_shift_cannot_be_kept_is_not_counted(model, monkeypatch):
+    def full(extraction, emotion):
+        raise ExtractionError("cannot write: No space left on device")
+
+    def work(voice):
+        extraction = Extraction(voice, plan(keep_samples=True), batch_size=2, restart=True)
+        monkeypatch.setattr(Extraction, "_samples", full)
+        answer = SimpleNamespace(mean=np.ones(extraction.shape, np.float32), norm=np.ones(voice.taps.count))
+        nothing = SimpleNamespace(mean=0 * answer.mean, norm=answer.norm)
+        with pytest.raises(ExtractionError, match="No space"):
+            extraction._add("fear", 0, nothing, answer)
+        return extraction.state
+
+    state = model.run(work)
+    assert not state.shifts["fear"].any()
+    assert (state.answers, state.done["fear"]) == (0, [])
+
+
 def test_a_full_disk_is_one_line_and_the_same_command_goes_on(model, monkeypatch):
     from safetensors import numpy as written
 

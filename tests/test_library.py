@@ -58,6 +58,25 @@ def test_a_pack_of_another_model_with_the_same_name_stays(model):
     assert pack_path(model) == beside
 
 
+def test_a_new_pack_takes_the_place_of_the_one_beside(model):
+    make_pack(model, plan=plan(), calibrate=False)
+    path = pack_path(model)
+    beside = path.with_stem(f"{path.stem}-{model.identity.fingerprint[:8]}")
+    path.rename(beside)  # the other model's pack, for which it had made room, was deleted since
+    assert pack_path(model) == beside
+    assert make_pack(model, plan=plan(), calibrate=False).path == beside == find_packs(model.identity)[0]
+
+
+def test_a_pack_of_all_layers_is_not_replaced_by_one_of_some(model, tiny_model_path):
+    make_pack(model, plan=plan(), calibrate=False)
+    some = mlx_emotion.load(str(tiny_model_path), layers=[1])
+    with pytest.raises(UsageError, match=r"also has layers that this model was loaded without \(0\)"):
+        make_pack(some, plan=plan(), calibrate=False)
+    make_pack(some, plan=plan(), calibrate=False, replace=True)
+    assert not EmotionVectors.load(pack_path(some))["fear"][0].any()
+    assert lost_by(mlx_emotion.load(str(tiny_model_path), layers=[1]), plan()) == ""
+
+
 def test_a_pack_that_another_program_has_written_meanwhile_stays(model):
     path = pack_path(model)
 

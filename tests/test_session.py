@@ -504,6 +504,16 @@ def test_a_long_stored_conversation_is_not_laid_out_to_be_cut(model, monkeypatch
     assert len(rendered) < 60
 
 
+def test_a_message_that_is_too_long_costs_the_next_one_nothing(model):
+    chat = model.chat(temperature=0, max_tokens=8)
+    first = say(chat, "hello")[-1]
+    with pytest.raises(UsageError, match="too long"):
+        list(chat.stream("x" * model._voice.loaded.context))
+    done = say(chat, "and then?")[-1]
+    assert done.prefilled <= done.prompt_tokens - first.prompt_tokens - first.tokens + 1
+    check_afresh(chat)
+
+
 def test_a_reply_ends_where_the_context_does(model):
     context = model._voice.loaded.context
     frame = model.generate("x", max_tokens=1).prompt_tokens - 1

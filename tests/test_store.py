@@ -97,6 +97,21 @@ def test_another_windows_reply_grows_and_takes_no_choice_back(store, tmp_path):
     other.close()
 
 
+def test_what_another_window_adds_between_two_reads_comes_with_the_next(store, tmp_path, monkeypatch):
+    id_ = store.create("m")
+    other, read = Store(tmp_path / "c.sqlite3"), store._read
+
+    def late(query, *values):
+        if "FROM replies" in query and len(other.exchanges(id_)) == 0:
+            other.add(id_, Exchange("one").with_reply(Reply("a", state="stop")))
+        return read(query, *values)
+
+    monkeypatch.setattr(store, "_read", late)
+    assert store.exchanges(id_) == []
+    assert store.exchanges(id_)[0].reply.text == "a"
+    other.close()
+
+
 def test_of_replies_without_a_choice_the_first_that_says_something_counts(store):
     id_ = store.create("m", "t")
     empty, said, other = Reply(), Reply("a", state="stop"), Reply("b", state="stop")
@@ -250,7 +265,9 @@ def test_markdown_tells_who_felt_what(store):
     store.add(id_, Exchange("Who?").with_reply(replace(FULL, state="cancelled")))
     text = markdown(store.export(id_))
     assert "**You**\n\nWho?" in text
-    assert "fear → joy:0.5 (not finished)" in text
+    assert "**embedded**, fear → joy:0.5 (not finished)" in text
+    store.add(id_, Exchange("And now?").with_reply(replace(FULL, id="later", model="other")))
+    assert "**other**, fear → joy:0.5\n" in markdown(store.export(id_))
     assert "> *thoughts*\n>\n> Who could it be?\n>\n> Nobody.\n\nI am **afraid**." in text
 
 

@@ -21,6 +21,7 @@ from mlx_emotion.events import Done, Thought, Token
 from mlx_emotion.extraction import Extraction, Plan
 from mlx_emotion.models import LoadedModel
 from mlx_emotion.options import Options
+from mlx_emotion.readout import neutral_activation
 from mlx_emotion.session import Session, Voice
 from mlx_emotion.steering import Taps
 from mlx_emotion.templates import ChatTemplate
@@ -38,6 +39,7 @@ OPENED = checkpoints.chatml(generate="<|im_start|>assistant\n<think>\n")
 CHAINS = {
     "free": ["\n", BEGIN, "h", "m", END, "o", "k", "<|im_end|>"],
     "opened": ["\n", "h", "m", END, "o", "k", "<|im_end|>"],
+    "endless": ["\n", "h", "m", "h"],
     "silent": ["\n", "o", "k", "<|im_end|>"],
 }
 
@@ -372,6 +374,11 @@ def test_an_answer_that_never_comes_is_empty(voice):
 
     done = shared().run(work)
     assert (done.text, done.tokens, done.mean) == ("", [], None)
+
+
+def test_what_reads_zero_does_not_wait_for_thoughts_to_end(voice):
+    thinker = voice(OPENED, "endless")
+    assert shared().run(neutral_activation, thinker).any()
 
 
 def follow(start, end, opening, chunks, think=True):

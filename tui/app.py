@@ -31,7 +31,7 @@ from .commands import MainScreen, commands
 from .feelings import Feelings
 from .keyboard import InOrder
 from .loading import Loader
-from .looks import DARK, LIGHT, MARKDOWN, blend, readable_bytes
+from .looks import DARK, LIGHT, MARKDOWN, blend, clean, readable_bytes
 from .panel import Panel, binding, feeling_line
 from .settings import Settings
 from .talk import Talk
@@ -46,6 +46,7 @@ PARTING = 2.0
 """Most seconds that leaving waits for a reply under way to stop and be stored."""
 SIGNALS = ("SIGTERM", "SIGHUP")
 """Those that ask the app to leave, with the terminal as it was before."""
+EDITING = "Editing your last message: Enter sends it anew, Esc leaves it as it was."
 LEAVE_SECONDS = 10
 """After which it is ended all the same."""
 WELCOME = (
@@ -224,9 +225,9 @@ class EmotionApp(InOrder):
 
     def warn(self, text: str) -> None:
         """A line above the message box that stays until the next thing that works."""
-        text = text or self._standing
+        text = text or (EDITING if self.talk.editing else self._standing)
         notice = self.query_one("#notice", Static)
-        notice.update(text)
+        notice.update(clean(text))
         notice.set_class(bool(text), "-shown")
 
     def paint(self, status: str | None = None) -> None:
@@ -257,9 +258,9 @@ class EmotionApp(InOrder):
         text.append("● ", blend(self.feelings.current.weights, self.catalogue))
         text.append("mlx-emotion", "bold")
         if self.loader.since is not None:
-            text.append(f"   {self.loader.told}", "italic")
+            text.append(clean(f"   {self.loader.told}"), "italic")
         elif self.model is not None:
-            text.append(f"   {self.model.id} · {self.model.quantization}")
+            text.append(clean(f"   {self.model.id} · {self.model.quantization}"))
             if self.model.id == "embedded":
                 text.append(" · small companion model", "dim")
             if self._memory:
@@ -309,8 +310,9 @@ class EmotionApp(InOrder):
         if name != self._first and (given.get("adapter") or given.get("vectors")):
             return False  # without those it is another
         path = Path(os.path.expanduser(name))
+        folder = os.path.isdir(path)  # also where the system does not let it be seen
         for model in (self.model, self._next[0] if self._next is not None else None):
-            if model is not None and (path.resolve() == model.path.resolve() if path.is_dir() else name == model.id):
+            if model is not None and (path.resolve() == model.path.resolve() if folder else name == model.id):
                 return True
         return False
 
@@ -329,7 +331,7 @@ class EmotionApp(InOrder):
         if old is not None and old is not self.model:
             self.loader.close(old)
         if self.options["readout"]:
-            self.run_worker(self.model.prepare, thread=True, group="prepare", exit_on_error=False)
+            self.loader.prepare(self.model)
 
     def _begin_anew(self, model: Model) -> None:
         """A new chat with a model and its pack, and its emotions in the panel."""
@@ -343,7 +345,7 @@ class EmotionApp(InOrder):
         self.catalogue = model.catalogue
         self.chat = model.chat(feeling, **self.options | {"history": felt.history, "guard": felt.guard})
         self.talk.stale = bool(self.transcript.exchanges)
-        self.transcript.catalogue = self.catalogue
+        self.transcript.take_catalogue(self.catalogue)
         felt.current = feeling
         self.panel.offer(model.emotions, self.catalogue, bool(self.options["readout"]))
         if not problem and not model.emotions:

@@ -133,7 +133,7 @@ class ConversationsDialog(Dialog):
                 line = Text(no_wrap=True, overflow="ellipsis")
                 line.append(f"{when}  ", "dim")
                 line.append(line_of(c.title) or "(nothing said yet)", "bold")
-                line.append(f"  {c.exchanges} messages · {line_of(c.model)}", "dim")
+                line.append(f"  {c.exchanges} message{'s' * (c.exchanges != 1)} · {line_of(c.model)}", "dim")
                 options.add_option(Option(line, id=c.id))
         if options.option_count:
             ids = [option.id for option in options.options]

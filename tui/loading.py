@@ -40,6 +40,7 @@ class Loader:
         self._fetched: dict[str | None, tuple[int, int]] = {}
         self._number = 0
         self._threads = 0
+        self._preparing: list[threading.Thread] = []
 
     @property
     def seconds(self) -> float:
@@ -64,8 +65,8 @@ class Loader:
 
     @property
     def busy(self) -> bool:
-        """Whether any load is still at work."""
-        return self._threads > 0
+        """Whether any load is still at work, or what follows one."""
+        return self._threads > 0 or any(thread.is_alive() for thread in self._preparing)
 
     def begin(self, name: str | None) -> None:
         """Load a model, in the place of a load under way."""
@@ -97,6 +98,17 @@ class Loader:
             threading.Thread(target=self._collect, name="collect", daemon=True).start()
 
         threading.Thread(target=work, name="close", daemon=True).start()
+
+    def prepare(self, model: Model) -> None:
+        """Make ready what the meter reads against, behind."""
+
+        def work() -> None:
+            with contextlib.suppress(Exception):  # a model's own code may raise anything; the reply will tell
+                model.prepare()
+
+        thread = threading.Thread(target=work, name="prepare", daemon=True)
+        thread.start()
+        self._preparing = [thread, *(t for t in self._preparing if t.is_alive())]
 
     def _collect(self) -> None:
         """Let go of a closed model, to which nothing else refers by now, and weigh what is left."""

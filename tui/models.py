@@ -84,7 +84,7 @@ class ModelsDialog(Dialog):
             if m.problem is not None:
                 line.append(f"  {line_of(m.problem)}", "italic")
             else:
-                line.append(f" · {m.quantization}", "dim")
+                line.append(f" · {line_of(m.quantization)}", "dim")
                 line.append("  has a pack" if m.packs else "  no pack yet", "" if m.packs else "italic")
             options.add_option(Option(line, id=m.name, disabled=m.problem is not None))
         if found:

@@ -139,9 +139,9 @@ class Bars(Widget, can_focus=True):
         if offset is None or not 0 <= offset.y < len(self.names):
             return
         self.row = offset.y
-        self._dragging = True
-        self.capture_mouse()
-        if offset.x >= self._geometry()[0]:
+        if offset.x >= self._geometry()[0]:  # not its name
+            self._dragging = True
+            self.capture_mouse()
             self._drag(event)
 
     def on_mouse_move(self, event: events.MouseMove) -> None:
@@ -155,6 +155,11 @@ class Bars(Widget, can_focus=True):
     def on_mouse_scroll_up(self, event: events.MouseScrollUp) -> None:
         if self.has_focus and event.shift:
             self.action_change(1)
+            event.stop()
+
+    def on_mouse_scroll_down(self, event: events.MouseScrollDown) -> None:
+        if self.has_focus and event.shift:
+            self.action_change(-1)
             event.stop()
 
     def on_focus(self) -> None:
@@ -372,6 +377,11 @@ class Panel(VerticalScroll, can_focus=False):
         self.catalogue: Mapping[str, Emotion] = {}
         self.feeling = Feeling()
         self._pointed: Feeling | None = None
+
+    def on_hide(self) -> None:
+        """The terminal has become narrow: keys must not go to what nobody sees."""
+        if self.has_focus_within:
+            self.call_later(self.app.run_action, "message")
 
     def compose(self) -> ComposeResult:
         yield Static("FEELING", classes="title", id="switches")

@@ -98,6 +98,12 @@ PLACES = {
     "quit": MAIN | DIALOGS | {"compare"},
 }
 """Where the keys of an id, or of all with that beginning, act; those of the others in all of ``MAIN``."""
+FIXED = (
+    ("the command palette", "ctrl+p", MAIN | DIALOGS | {"compare"}),
+    ("an intensity", "1,2,3,4,5,6,7,8,9", {"bars"}),
+    ("a reply", "1,2,3,4,5,6", {"compare"}),
+)
+"""Keys that cannot be chosen: what they are for, and where."""
 MODIFIERS = ("alt", "ctrl", "hyper", "meta", "shift", "super")
 """In the order in which textual names them."""
 NAMED = {name for key in Keys for name in [key.value.rpartition("+")[2]] if name.isalnum()} - {"return"}
@@ -199,13 +205,13 @@ def _named(keys: str) -> list[str]:
 
 def _shared(chosen: dict[str, str]) -> tuple[str, str, str] | None:
     """Two ids that have a key in common where both act, the one set last in front, and that key."""
-    taken: list[tuple[str, set[str]]] = []
+    taken = [(name, set(keys.split(",")), places) for name, keys, places in FIXED]
     for id_ in (*(id_ for id_ in KEYS if id_ not in chosen), *chosen):
         keys = set(normal(chosen.get(id_, KEYS[id_][0])).split(","))
-        for other, others in taken:
-            if keys & others and _places(id_) & _places(other):
+        for other, others, places in taken:
+            if keys & others and _places(id_) & places:
                 return id_, other, min(keys & others)
-        taken.append((id_, keys))
+        taken.append((id_, keys, _places(id_)))
     return None
 
 

@@ -218,6 +218,8 @@ class Talk:
         app, chat, stopping = self.app, self.app.chat, self._stopping
         assert chat is not None
         seed, told = app.seed, self.untold()
+        if seed is not None and text is None:  # with the same one it would say the same again
+            seed = (seed + len(exchange.replies) - 1) % 2**63
         if told and text is not None:
             told = told[:-1]  # the message itself
         stopping.clear()
@@ -387,6 +389,8 @@ class Talk:
         exchanges = self.transcript.exchanges
         if not exchanges or not self.can_speak():
             return
+        if self.editing:
+            self.take_back()
         last = exchanges[-1]
         if same and last.reply is not None:
             first = last.reply.timeline[0][1] if last.reply.timeline else last.reply.feeling
@@ -442,7 +446,7 @@ class Talk:
                 self._draft = self.app.box.text
             self.editing = True
             self.app.box.put(self.transcript.exchanges[-1].user)
-            self.app.warn("Editing your last message: Enter sends it anew, Esc leaves it as it was.")
+            self.app.warn("")  # says that it is edited
             self.app.action_message()
             self.app.refresh_bindings()
 
@@ -492,6 +496,7 @@ class Talk:
         self._leave()
         await self.app.query("#welcome").remove()
         await self.transcript.show(exchanges, self.app.catalogue)
+        self.app.action_message()
         tidy()  # of the messages that were shown before; and nothing pauses for these while one scrolls
         self.app.box.remember([e.user for e in exchanges])
         if any(e.undecided for e in exchanges):

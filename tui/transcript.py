@@ -450,6 +450,14 @@ class Transcript(VerticalScroll, can_focus=False):
         self.anchor()
         self.scroll_end(animate=False)
 
+    def take_catalogue(self, catalogue: Mapping[str, Emotion]) -> None:
+        """Other emotions are known: what is mounted is described anew."""
+        self.catalogue = catalogue
+        for message in (*self.messages, *self._hidden):
+            if isinstance(message, ReplyMessage):
+                message.catalogue = catalogue
+                message.describe()
+
     @property
     def _filling(self) -> int:
         """Exchanges that fill the screen and what is to spare, short as they may be."""
@@ -528,12 +536,23 @@ class Transcript(VerticalScroll, can_focus=False):
     async def _unmount(self, numbers: range) -> None:
         """Unmount exchanges; the one being spoken is the last, goes on growing and is only hidden."""
         found = [w for w in self.messages if w.number in numbers]
+        self._keep_focus(found)
         spoken = {w.number for w in found if isinstance(w, ReplyMessage) and w.live}
         for widget in found:
             if widget.number in spoken:
                 widget.display = False
                 self._hidden.append(widget)
         await self.remove_children([w for w in found if w.number not in spoken])
+
+    def _keep_focus(self, leaving: Sequence[UserMessage | ReplyMessage]) -> None:
+        """Before it leaves, the focus goes to the next message that stays, if any does, and moves nothing.
+
+        Textual would give it to whatever it finds first, and bring that into view.
+        """
+        if (chosen := self.chosen) in leaving:
+            staying = [w for w in self.messages if w not in leaving]
+            nearest = min(staying, key=lambda w: abs(w.number - chosen.number), default=None)
+            self.screen.set_focus(nearest, scroll_visible=False)
 
     async def unmount_hidden(self) -> None:
         """Unmount what was kept for as long as it was spoken."""

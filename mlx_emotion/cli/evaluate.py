@@ -94,14 +94,14 @@ def command(context: click.Context, **given: Any) -> None:
     run, stage = Run(given["output"]), given["stage"]
     if run.folder.exists() and not run.folder.is_dir():
         raise UsageError(f"{run.folder} is a file; --output is the folder for the results")
+    said = {k: v for k, v in given.items() if context.get_parameter_source(k) is not ParameterSource.DEFAULT}
+    idle = [k for k in JUDGING if k in said]
+    if idle and stage in ("generate", "report"):
+        why = "a report is of what was scored before" if stage == "report" else "answers are made without it"
+        raise UsageError(f"--{idle[0].replace('_', '-')} is for --stage score; {why}")
     if stage in ("score", "report"):
         if given["restart"]:
             raise UsageError(f"--restart makes all answers anew, which --stage {stage} does not")
-        said = {k: v for k, v in given.items() if context.get_parameter_source(k) is not ParameterSource.DEFAULT}
-        if stage == "report" and (idle := [k for k in JUDGING if k in said]):
-            raise UsageError(
-                f"--{idle[0].replace('_', '-')} is for --stage score; a report is of what was scored before"
-            )
         settings = {SETTINGS[k]: v for k, v in said.items() if k in SETTINGS}
         if run.file.exists():  # else the stage says what is missing
             run.check_given(settings, *(said.get(k) for k in ("model", "adapter", "vectors", "site")))

@@ -64,7 +64,7 @@ def command(
     from ..options import check_seed
 
     check_seed(seed)
-    names = [e.strip() for e in emotions.split(",") if e.strip()] if emotions else None
+    names = [e.strip() for e in emotions.split(",") if e.strip()] if emotions is not None else None
     plan = Plan.make(names, queries, limit, max_tokens, keep_samples, method, define, think)
     from .. import load
 

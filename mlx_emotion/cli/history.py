@@ -8,6 +8,7 @@ import sys
 
 import click
 
+from ..errors import UsageError
 from ..files import user_path
 from .options import one_line, print_table, say
 
@@ -22,6 +23,9 @@ def command(ctx: click.Context, as_json: bool, deleted: bool) -> None:
     A conversation is named by its title or by the beginning of its id.
     """
     if ctx.invoked_subcommand is not None:
+        if as_json or deleted:
+            option = "--json" if as_json else "--deleted"
+            raise UsageError(f"{option} is for the list, not for {ctx.invoked_subcommand}")
         return
     store = _store()
     found = store.conversations(deleted)

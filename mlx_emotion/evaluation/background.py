@@ -60,7 +60,15 @@ def unit_of(scores: Scores) -> str:
 
 def full_name(scores: Scores) -> str:
     """The full dose, in words."""
-    return "intensity 1.0" if scores["pack"]["calibrated"] else "raw scale 1"
+    if scores["pack"]["calibrated"]:
+        return "intensity 1.0"
+    return "the full dose" if len(_not_calibrated(scores)) < len(scores["settings"]["emotions"]) else "raw scale 1"
+
+
+def _not_calibrated(scores: Scores) -> list[str]:
+    """Those of the run's emotions whose full dose is once the vector."""
+    names = scores["settings"]["emotions"]
+    return [e for e in names if e in scores["pack"].get("uncalibrated", names)]
 
 
 def about(scores: Scores, answers: Sequence[Mapping[str, Any]]) -> Iterator[Block]:
@@ -85,7 +93,13 @@ def about(scores: Scores, answers: Sequence[Mapping[str, Any]]) -> Iterator[Bloc
         ],
     )
     if not pack["calibrated"]:
-        yield Text("The vectors are not calibrated: doses are raw scales, and the full dose is raw scale 1.", True)
+        raw = _not_calibrated(scores)
+        which, whose = (
+            ("The vectors are", "the full dose")
+            if len(raw) == len(s["emotions"])
+            else (f"Of the vectors, {', '.join(raw)} {'are' if raw[1:] else 'is'}", "the full dose of these")
+        )
+        yield Text(f"{which} not calibrated: doses are raw scales, and {whose} is raw scale 1.", True)
     if warning := overlap(scores, answers):
         yield Text(warning, True)
     if pack.get("mean_only") and {"baselines", "geometry"} & set(s["parts"]):

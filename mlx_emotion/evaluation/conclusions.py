@@ -162,7 +162,7 @@ def circular(scores: Scores) -> str:
         return ""
     return (
         "With the built-in judge this is close to circular for steering: the vectors make the model use an emotion's "
-        "words, the lexicon looks for just such words, and one table of angles places both. Give --go-emotions a "
+        "words, the lexicon looks for just such words, and nearly the same angles place both. Give --go-emotions a "
         "classifier before calling steering better than the prompt."
     )
 

@@ -13,6 +13,7 @@ from .plan import FRACTIONS, WAYS
 from .statistics import (
     ADDITIVE,
     LINEAR,
+    NOT_SHOWN,
     centred,
     clustered,
     line_fit,
@@ -141,7 +142,7 @@ def statements(table: Sequence[Row], full: Mapping[str, float], seed: int) -> di
     curves: dict[str, Any] = {}
     for emotion in full:
         steered = _steered(by, emotion)
-        doses = {0.0: plain, **{d: steered[d] for d in sorted(steered)}} if plain else steered
+        doses = dict(sorted({0.0: plain, **steered}.items())) if plain else steered
         if len(doses) < 2 or not plain or not {"emotions", "adherence"} & set(plain[0]):
             continue
         topic = {
@@ -173,14 +174,15 @@ def _strength(doses: Mapping[float, list[Row]], emotion: str, full: float, seed:
     values = np.stack([_values(doses[d], emotion, keys) for d in small], 1)  # (Q, doses)
     steps = [_changes(values[:, i + 1] - values[:, i], seed) for i in range(len(small) - 1)]
     whole = _changes(values[:, -1] - values[:, 0], seed) if steps else None
-    straight = straight_means(small[1:], values[:, 1:] - values[:, :1], seed)
+    complete = len(small) == 1 + len(FRACTIONS)  # not where the part that makes these doses was left out
+    straight = straight_means(small[1:], values[:, 1:] - values[:, :1], seed) if complete else None
     means = [(d, scores[d]["mean"]) for d in useful if scores[d]["mean"] is not None]
     return {
         "scores": [[d, s] for d, s in scores.items()],
         "rank": spearman([d for d, _ in pairs], [p for _, p in pairs]),
         "steps": steps,
         "rise": whole,
-        "rises": rises(steps, whole),
+        "rises": rises(steps, whole) if complete else NOT_SHOWN,
         "linear": line_fit([d for d, _ in means], [m for _, m in means]),  # for the figure alone
         "straight": straight,
         "is_straight": reaches(straight, LINEAR),

@@ -264,7 +264,7 @@ def addition(scores: Mapping[str, Any], _: Geometry) -> Figure | None:
 def fading(scores: Mapping[str, Any], _: Geometry) -> Figure | None:
     """The asked emotion by turn: instructed once, steered, and plain."""
     data = scores.get("fading")
-    if not data:
+    if not data or "classifier" not in scores["judges"]:
         return None
     figure, (axis,) = _panels(1, 5.2)
     looks = {"plain": "#8a8f98", "prompt": "#f0803c", "steering": "#4a7fc1"}

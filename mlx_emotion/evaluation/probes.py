@@ -17,7 +17,7 @@ from ..steering import Dose, Row
 from ..vectors import EmotionVectors
 from .generate import Report, Run, Stopped, never, quiet, write_json
 from .plan import FRACTIONS, Plan
-from .statistics import LINEAR, NOT_SHOWN, ratio, reaches, resampled, share, squares, straight
+from .statistics import LINEAR, NOT_SHOWN, ratio, reaches, resampled_grid, share, squares, straight
 
 METHOD_QUERIES = 32
 """Queries an emotion for the vectors of other methods, and for plots of single queries."""
@@ -190,7 +190,7 @@ def accuracy(data: dict[str, Any], field: str) -> dict[str, Any]:
     whose highest reading is that emotion's (``chance`` is one over those emotions), ``separation`` how often
     an emotional question's highest reading is above a neutral one's (0.5 is chance). ``low`` and ``high``
     are the accuracy's interval (Wilson), ``separation_low`` and ``separation_high`` the other's (questions
-    resampled). Raises nothing; fields are ``None`` where there is nothing to tell apart.
+    of both kinds resampled). Raises nothing; fields are ``None`` where there is nothing to tell apart.
     """
     rows = data["questions"]
     asked = {r["group"] for r in rows}
@@ -218,10 +218,7 @@ def accuracy(data: dict[str, Any], field: str) -> dict[str, Any]:
     right = share(float(h) for group in hits.values() for h in group)
     result |= {"accuracy": right["mean"], "low": right["low"], "high": right["high"]}
     result["separation"] = float(above.mean())
-    # Both kinds of questions are drawn anew: the second draw of each resample has a generator of its own.
-    rng = np.random.default_rng(1)
-    interval = resampled(lambda at: float(above[at][:, rng.integers(0, len(plain), len(plain))].mean()), len(above))
-    if interval:
+    if interval := resampled_grid(above):
         result["separation_low"], result["separation_high"] = interval
     result["by_emotion"] = {e: float(np.mean(h)) for e, h in hits.items()}
     return result

@@ -281,13 +281,16 @@ def _fading(scores: Mapping[str, Any]) -> Iterator[Block]:
         f"steering acts at {full_name(scores)} on every answer. The later messages are everyday questions. "
         "Intervals resample conversations."
     )
-    yield Text(" ".join(conclusions.fading(scores)))
+    judged = "classifier" in scores["judges"]
+    if judged:
+        yield Text(" ".join(conclusions.fading(scores)))
     if warning := conclusions.instruction_left(scores):
         yield Text(warning, True)
     names = {"plain": "plain", "prompt": "instructed once", "steering": "steered"}
     rows = [
         (names[way], str(data["conversations"][way]), *(interval(s, percent=True) for s in series))
         for way, series in data["ways"].items()
+        if judged
     ]
     rows += [
         (f"{names[way]}: distinct-2 < 0.3 %", str(data["conversations"][way]), *_percents(s["mean"] for s in series))

@@ -61,6 +61,16 @@ def resampled(of: Callable[[np.ndarray], float], count: int, seed: int = 0) -> t
     return _interval(found, value, count) if len(found) and math.isfinite(value) else None
 
 
+def resampled_grid(values: np.ndarray) -> tuple[float, float] | None:
+    """95 % interval of the mean of ``values`` ``[a, b]``, rows and columns drawn; ``wider`` for the fewer of them."""
+    a, b = values.shape
+    if min(a, b) < 2:
+        return None
+    rng = np.random.default_rng(0)
+    draws = ((rng.integers(0, a, a), rng.integers(0, b, b)) for _ in range(RESAMPLES))
+    return _interval(np.array([values[np.ix_(*at)].mean() for at in draws]), float(values.mean()), min(a, b))
+
+
 def bootstrap(values: Sequence[float], seed: int = 0) -> tuple[float, float] | None:
     """95 % percentile interval of the mean, ``wider`` for few; ``None`` for fewer than two, which give none."""
     array = np.asarray(values, np.float64)

@@ -359,9 +359,10 @@ def test_a_later_stage_refuses_what_the_run_is_not(done, stage, given, says, cap
     assert done.scores.read_bytes() == before
 
 
+@pytest.mark.parametrize("stage", ["generate", "report"])
 @pytest.mark.parametrize("given", [["--judge", "builtin"], ["--metrics", "eps"], ["--ask-again"]])
-def test_a_report_takes_no_judges(done, given, capsys):
-    assert main(["evaluate", "-o", str(done.folder), "--stage", "report", *given]) == 2
+def test_only_scoring_takes_judges(done, given, stage, capsys):
+    assert main(["evaluate", "-o", str(done.folder), "--stage", stage, *given]) == 2
     assert f"{given[0]} is for --stage score" in capsys.readouterr().err
 
 
@@ -824,11 +825,11 @@ def test_the_command_says_what_is_wrong(arguments, says, tmp_path, capsys):
 
 def test_with_an_adapter_the_model_itself_judges_with_it_too(tiny_model_path, pack_path, queries_path, tmp_path):
     adapter, folder = checkpoints.write_adapter(tiny_model_path, tmp_path / "adapter"), tmp_path / "run"
-    command = ["evaluate", "--model", str(tiny_model_path), "--output", str(folder), "--metrics", "perplexity"]
+    command = ["evaluate", "--model", str(tiny_model_path), "--output", str(folder)]
     small = ["--adapter", str(adapter), "--vectors", str(pack_path), "--force", "--queries", str(queries_path)]
     few = ["--parts", "tables", "--emotions", "fear", "--intensities", "0,1", "--max-tokens", "5"]
     assert main([*command, *small, *few, "--stage", "generate"]) == 0
-    assert main([*command, "--stage", "score"]) == 0
+    assert main([*command, "--stage", "score", "--metrics", "perplexity"]) == 0
     run = Run(folder)
     with open(run.table, newline="") as file:
         found = [float(r["perplexity"]) for r in csv.DictReader(file)]

@@ -239,6 +239,15 @@ def test_a_dose_of_the_tables_is_no_step():
     assert len(curve["scores"]) == 6
 
 
+def test_without_the_statements_own_doses_their_verdicts_are_open():
+    rows = [answer("plain", q, 0.02 * (q % 2)) for q in range(8)]
+    for dose in (-1, 0.5, 1.0):
+        rows += [answer(f"steering:fear@{dose:g}", q, max(0, 0.8 * dose) + 0.02 * (q % 2)) for q in range(8)]
+    curve = effects.statements(rows, {"fear": 1.0}, 0)["curves"]["fear"]
+    assert (curve["rises"], curve["straight"], curve["is_straight"]) == ("not shown", None, "not shown")
+    assert [dose for dose, _ in curve["scores"]] == [-1, 0, 0.5, 1]
+
+
 def test_a_question_that_stands_twice_is_answered_twice():
     rows = [{**answer("plain", n, 0, adherence=1), "question": "again"} for n in range(2)]
     rows += [{**answer("steering:fear@1", n, 0.5, adherence=n), "question": "again"} for n in range(2)]

@@ -84,3 +84,17 @@ def test_accuracy_by_hand():
     # Highest readings 5, 5, 1 against the held-out neutral 0 and 2: five of six are above.
     assert found["separation"] == pytest.approx(5 / 6)
     assert accuracy({"emotions": ["fear"], "questions": emotional}, "mean")["accuracy"] is None
+
+
+def test_separation_is_as_sure_as_the_fewer_questions_make_it():
+    rng = np.random.default_rng(0)
+
+    def width(asked: int, neutral: int) -> float:
+        rows = [{"group": "neutral", "mean": [x, y]} for x, y in rng.standard_normal((2 * neutral, 2))]
+        rows += [{"group": "fear", "mean": [x + 1, y]} for x, y in rng.standard_normal((asked, 2))]
+        found = accuracy({"emotions": ["fear", "joy"], "questions": rows}, "mean")
+        assert found["separation_low"] <= found["separation"] <= found["separation_high"]
+        return found["separation_high"] - found["separation_low"]
+
+    assert width(80, 4) > 2 * width(80, 80)
+    assert width(4, 80) > 2 * width(80, 80)

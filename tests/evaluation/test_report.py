@@ -97,6 +97,15 @@ def test_without_calibration_nothing_is_called_intensity(scores):
     assert "calibration's" not in text
 
 
+def test_of_a_pack_that_is_calibrated_in_part_each_full_dose_is_its_own(scores):
+    scores["pack"] |= {"calibrated": False, "uncalibrated": ["base"]}
+    scores["settings"]["unit"] = "scale"
+    text = text_of(with_statements(scores))
+    assert "Of the vectors, base is not calibrated: doses are raw scales, and the full dose of these" in text
+    assert "change at the full dose" in text
+    assert "at raw scale 1" not in text
+
+
 @pytest.mark.parametrize(
     ("made_from", "asked", "says"),
     [
@@ -164,6 +173,7 @@ def test_steering_against_the_instruction_in_words(scores):
 
 
 def test_fading_in_words(scores):
+    scores["judges"]["classifier"] = "built-in lexicon"
     turns, gone, held = [0, 1], mean(-0.5, -0.6, -0.4, 3), mean(0.0, -0.02, 0.03, 3)
     series, start = [mean(0.5, 0.4, 0.6), mean(0.1, 0.0, 0.2)], mean(0.6, 0.5, 0.7, 3)
     ways = dict.fromkeys(("plain", "prompt", "steering"), series)
@@ -189,6 +199,11 @@ def test_fading_in_words(scores):
     assert "do not say whether the instruction" in text_of(scores)
     scores["fading"]["instructed"] = [1.0, 1.0]
     assert conclusions.instruction_left(scores) == ""
+    del scores["judges"]["classifier"]
+    text = text_of(scores)
+    assert "effect" not in text
+    assert "| instructed once |" not in text
+    assert "| instructed once: distinct-2" in text
 
 
 def test_the_circumplex_beside_the_paper(scores):

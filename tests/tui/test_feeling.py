@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from textual import events
 
 from mlx_emotion import MLXEmotionError
 from mlx_emotion.tui.panel import Bars, Pad
@@ -65,6 +66,17 @@ async def test_bars_by_mouse(make_app):
         ((name, value),) = app.feelings.current.weights
         assert name == "fear"
         assert value == pytest.approx(1.0, abs=0.1)
+        felt = app.feelings.current
+        await pilot.mouse_down(app.panel.bars, offset=(left + 1, 2))  # its name
+        await pilot.hover(app.panel.bars, offset=(left + 2, 2))
+        await pilot.mouse_up(app.panel.bars, offset=(left + 2, 2))
+        assert app.feelings.current == felt
+        app.panel.bars.focus()
+        await until(pilot, lambda: app.panel.bars.has_focus)
+        for event in (events.MouseScrollUp, events.MouseScrollDown):
+            app.panel.bars.post_message(event(None, 0, 0, 0, 0, 0, shift=True, meta=False, ctrl=False))
+        await pilot.pause()
+        assert app.feelings.current.weights[0][1] == pytest.approx(value)
 
 
 async def test_the_pad_mixes_neighbours(make_app):

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from textual.binding import Binding
 from textual.dom import DOMNode
 
 import mlx_emotion
-from mlx_emotion import Available, Exchange, MLXEmotionError, Reply, Step, Store, Token, UsageError
+from mlx_emotion import CATALOGUE, Available, Exchange, MLXEmotionError, Reply, Step, Store, Token, UsageError
 from mlx_emotion.files import config_file
 from mlx_emotion.tui.app import EmotionApp
 from mlx_emotion.tui.settings import KEYS, Settings
@@ -162,6 +163,7 @@ def test_settings_tell_of_a_name_that_there_is_not(home):
         ("return", "there is no key 'return'"),
         ("ctrl+e,", "a comma too many"),
         ("ctrl+g", "ctrl+g is the key of edit too"),
+        ("ctrl+p", "ctrl+p is the key of the command palette too"),
     ],
 )
 def test_a_key_that_cannot_work_is_told(keys, told):
@@ -189,6 +191,8 @@ def test_keys_are_taken_by_the_names_that_textual_has():
         ({"compare.start": "escape"}, "dialog.close"),
         ({"compare.right": "enter"}, "compare.take"),
         ({"compare.take": "ctrl+q"}, "quit"),
+        ({"compare.take": "6"}, "a reply"),
+        ({"panel.neutral": "5"}, "an intensity"),
     ],
 )
 def test_two_actions_of_one_place_cannot_share_a_key(keys, other):
@@ -595,6 +599,45 @@ async def test_a_load_that_hangs_does_not_hold_the_exit():
         thread.join(10)
 
 
+async def test_what_is_prepared_does_not_hold_the_exit(make_app, fake, monkeypatch):
+    gate = threading.Event()
+    monkeypatch.setattr(Fake, "prepare", lambda model: gate.wait(600))
+    app = make_app(options={"readout": True})
+    async with app.run_test() as pilot:
+        await ready(pilot)
+        assert app.loader.busy  # so leaving does not wait
+        await pilot.press("ctrl+q")
+        await until(pilot, lambda: app._exit)
+    preparing = [t for t in threading.enumerate() if t.name == "prepare"]
+    assert preparing
+    assert all(t.daemon for t in preparing)
+    gate.set()
+    for thread in preparing:
+        thread.join(10)
+    assert not app.loader.busy
+
+
+async def test_the_keys_of_a_panel_that_is_gone_go_to_the_message(make_app):
+    app = make_app()
+    async with app.run_test(size=(140, 30)) as pilot:
+        await ready(pilot)
+        app.panel.bars.focus()  # as a click does; Tab would open it in the narrow window too
+        await until(pilot, lambda: app.panel.has_focus_within)
+        await pilot.resize_terminal(80, 24)
+        await until(pilot, lambda: app.box.has_focus and not app.panel.display)
+        await pilot.press("n")
+        await until(pilot, lambda: app.box.text == "n")
+
+
+async def test_a_name_that_the_system_refuses_is_no_folder(make_app, monkeypatch):
+    app = make_app()
+    async with app.run_test() as pilot:
+        await ready(pilot)
+        assert not app.has("/" + "x" * 300)
+    listed = mlx_emotion.in_folders(["/" + "x" * 300, "~nobody-at-all/x"], [])
+    assert [m.name for m in listed if m.name != "embedded"] == []
+
+
 async def test_leaving_stores_a_reply_under_way(make_app, fake):
     fake.go.clear()
     app, store = make_app(), Store()
@@ -796,15 +839,57 @@ async def test_names_and_titles_are_shown_without_control_characters(make_app, m
     id_ = store.fork("mo\x1bdel", "t", [Exchange("hi").with_reply(Reply("ho", state="stop"))])
     store.rename(id_, "re\x1b[31md\nand more")
     store.close()
-    monkeypatch.setattr(mlx_emotion, "available", lambda: [Available("na\x1bme\x9b", "/x", 5, problem="b\x07ad")])
-    app = make_app()
+    models = [Available("na\x1bme\x9b", "/x", 5, problem="b\x07ad"), Available("other", "/y", 5, "4\x1b-bit")]
+    monkeypatch.setattr(mlx_emotion, "available", lambda: models)
+    app = make_app(Fake(id="a/mo\x1bdel", quantization="8\x1b-bit"))
     async with app.run_test(size=(120, 30)) as pilot:
         await ready(pilot)
         await pilot.press("ctrl+o")
-        await until(pilot, lambda: "messages" in text_of(app))
-        assert "re[31md and more  1 messages · model" in text_of(app)
+        await until(pilot, lambda: "message ·" in text_of(app))
+        assert "re[31md and more  1 message · model" in text_of(app)
         await pilot.press("escape", "ctrl+l")
         await until(pilot, lambda: "name  5 B  bad" in text_of(app))
+        assert "4-bit" in text_of(app)
+        await pilot.press("escape")
+        app.warn("a\x1b]52;c;x\x07")
+        await until(pilot, lambda: "a]52;c;x" in text_of(app))
+        assert "a/model · 8-bit" in text_of(app)
+
+
+async def test_what_was_shown_before_the_model_came_is_described_anew(make_app):
+    store = Store()
+    store.fork("m", "t", [Exchange("hi").with_reply(Reply("ho", "stop", "nostalgia"))])
+    store.close()
+    fake = Fake()
+    fake.catalogue = {**fake.catalogue, "nostalgia": replace(CATALOGUE["joy"], name="nostalgia")}
+    app = make_app(fake, resume="")
+    async with app.run_test(size=(120, 30)) as pilot:
+        await ready(pilot)
+        await until(pilot, lambda: "nostalgia" in text_of(app))
+
+
+async def test_opening_a_conversation_goes_to_the_message(make_app):
+    store = Store()
+    store.fork("m", "other", [Exchange("hi").with_reply(Reply("ho", state="stop"))])
+    store.close()
+    app = make_app()
+    async with app.run_test(size=(120, 30)) as pilot:
+        await ready(pilot)
+        await say(pilot, "one")
+        await answered(pilot, 1)
+        await pilot.press("shift+tab")
+        await until(pilot, lambda: app.transcript.chosen is not None)
+        await app.talk.open(store_id("other"))
+        await until(pilot, lambda: app.box.has_focus)
+        assert [e.user for e in app.transcript.exchanges] == ["hi"]
+
+
+def store_id(title: str) -> str:
+    store = Store()
+    try:
+        return store.find(title).id
+    finally:
+        store.close()
 
 
 async def test_a_model_that_disappears_leaves_the_one_in_use(fake, monkeypatch):
@@ -980,6 +1065,19 @@ async def test_compare_and_go_on_with_one(make_app, fake):
         assert fake.chats[0].turns[1][1] == "who with joy"
 
 
+@pytest.mark.parametrize("width", [99, 100, 139])
+async def test_all_that_is_compared_is_in_view(make_app, width):
+    app = make_app()
+    async with app.run_test(size=(width, 30)) as pilot:
+        await ready(pilot)
+        await compare(pilot, "who")
+        await until(pilot, lambda: not app.screen.running)
+        await pilot.pause()
+        for column in app.screen.columns:
+            assert app.screen.region.contains_region(column.region)
+            assert column.region.width >= 16
+
+
 @pytest.mark.parametrize("before", [[], ["one"]])
 async def test_leaving_a_comparison_gives_the_message_back(make_app, before):
     """And a conversation that was begun for it is gone."""
@@ -1105,6 +1203,27 @@ async def test_a_disk_that_fills_during_a_comparison(make_app, fake):
     (exchange,) = Store().exchanges(app.talk.conversation)
     assert [r.state for r in exchange.replies] == ["stop"] * 6
     assert exchange.reply.text == "who with joy"
+
+
+async def test_answering_again_ends_editing(make_app, fake):
+    app = make_app(seed=7)
+    async with app.run_test(size=(140, 40)) as pilot:
+        await ready(pilot)
+        await say(pilot, "one")
+        await answered(pilot, 1)
+        await pilot.press("ctrl+g")
+        await until(pilot, lambda: "Editing your last message" in text_of(app))
+        app.warn("")  # as when a model was loaded meanwhile
+        await pilot.pause()
+        assert "Editing your last message" in text_of(app)
+        await pilot.press("ctrl+r")
+        await replied(pilot, 0, 2)
+        assert "Editing your last message" not in text_of(app)
+        assert app.box.text == ""
+        await say(pilot, "two")
+        await answered(pilot, 2)
+        assert [e.user for e in app.transcript.exchanges] == ["one", "two"]
+        assert fake.chats[0].seeds == [7, 8, 7]  # not the same reply again
 
 
 async def test_comparing_ends_editing(make_app):

@@ -134,6 +134,26 @@ async def test_up_and_down_reach_what_is_not_mounted(monkeypatch):
             assert mounted(transcript) == list(range(transcript.first, transcript.last))
 
 
+async def test_the_focus_of_a_message_that_leaves_moves_nothing():
+    app = Frame()
+    async with app.run_test(size=(60, 20)) as pilot:
+        transcript = app.transcript
+        await transcript.show(said(60), CATALOGUE)
+        await until(pilot, lambda: transcript.max_scroll_y > 0 and not transcript._moving)
+        transcript.messages[-1].focus()
+        await until(pilot, lambda: transcript.chosen is transcript.messages[-1])
+        for _ in range(WINDOW):
+            transcript.scroll_home(animate=False)
+            await until(pilot, lambda: not transcript._moving)
+            if transcript.last < 60:
+                break
+        await until(pilot, lambda: transcript.chosen is not None and transcript.chosen.number == transcript.last - 1)
+        await pilot.pause()
+        assert transcript.scroll_y < transcript.max_scroll_y / 2
+        await transcript.show(said(3), CATALOGUE)
+        assert app.focused is None
+
+
 async def test_moves_race_with_what_is_sent_and_opened():
     app = Frame()
     async with app.run_test(size=(60, 20)) as pilot:
