@@ -122,8 +122,8 @@ def lost_by(model: Model, plan: Plan) -> str:
         return f"{found[0]} also has {', '.join(missing)}" + (instead or ", which would be lost")
     if left_out := sorted(set(range(model.identity.layers)) - set(model.layers)):
         vectors = EmotionVectors.load(found[0])
-        if any(vectors[name][left_out].any() for name in vectors):
-            return f"{found[0]} also has layers that this model was loaded without ({left_out[0]}){instead}"
+        if lost := [i for i in left_out if any(vectors[name][i].any() for name in vectors)]:
+            return f"{found[0]} also has layers that this model was loaded without ({lost[0]}){instead}"
     if fewer := [n for n, entry in old.items() if int(entry.get("count") or 0) > len(plan.queries[n])]:
         return f"{found[0]} was made with more queries ({old[fewer[0]]['count']} for {fewer[0]}){instead}"
     return ""

@@ -639,7 +639,7 @@ def deepen(
 
 
 def shallow_steps(args: argparse.Namespace) -> int:
-    """How many of the steps half of the layers take; none where what is begun with has them all."""
+    """How many of the steps half of the layers take: none if begun with a model, or if they have no even half."""
     return 0 if args.start or args.layers % 4 else int(args.steps * SHALLOW)
 
 

@@ -75,6 +75,7 @@ def test_a_pack_of_all_layers_is_not_replaced_by_one_of_some(model, tiny_model_p
     make_pack(some, plan=plan(), calibrate=False, replace=True)
     assert not EmotionVectors.load(pack_path(some))["fear"][0].any()
     assert lost_by(mlx_emotion.load(str(tiny_model_path), layers=[1]), plan()) == ""
+    assert "(1)" in lost_by(mlx_emotion.load(str(tiny_model_path), layers=[0]), plan())
 
 
 def test_a_pack_that_another_program_has_written_meanwhile_stays(model):

@@ -19,9 +19,10 @@ def run(
     """Open the app and return its exit status.
 
     ``model`` is as in ``mlx_emotion.load`` and ``loading`` the other arguments of it; ``feeling`` is the
-    first one, ``seed`` that of every reply (a new one each time without it), ``options`` are those of
+    first one, ``seed`` that of every message's first reply (a new one each time without it), ``options`` are those of
     ``Model.chat``. ``resume`` is a conversation's id or title, or ``""`` for the latest. Raises
-    ``MLXEmotionError`` where the app cannot begin at all. Left while a model is loading, it ends the process.
+    ``MLXEmotionError`` where the app cannot begin at all. Left while a model is loaded or made ready, it
+    ends the process.
     """
     import asyncio
 

@@ -380,7 +380,7 @@ class Panel(VerticalScroll, can_focus=False):
 
     def on_hide(self) -> None:
         """The terminal has become narrow: keys must not go to what nobody sees."""
-        if self.has_focus_within:
+        if self.has_focus_within or self.screen.focused is None:  # a child may have lost it before this
             self.call_later(self.app.run_action, "message")
 
     def compose(self) -> ComposeResult:

@@ -21,6 +21,7 @@ from mlx_emotion import (
     Thought,
     Token,
 )
+from mlx_emotion.options import next_seed
 
 from .loading import tidy
 from .speaking import BEFORE, Ended, Speaking, stepped
@@ -198,6 +199,7 @@ class Talk:
         copied = self.store.exchanges(self.conversation)[: len(exchanges)]
         await self.app.query("#welcome").remove()
         await self.transcript.show(copied, self.app.catalogue)
+        self.app.action_message()
         told = "This conversation was changed in another window too; here you are in a copy."
         self.app.notify(told, timeout=8)
 
@@ -218,8 +220,8 @@ class Talk:
         app, chat, stopping = self.app, self.app.chat, self._stopping
         assert chat is not None
         seed, told = app.seed, self.untold()
-        if seed is not None and text is None:  # with the same one it would say the same again
-            seed = (seed + len(exchange.replies) - 1) % 2**63
+        if text is None:
+            seed = next_seed(seed, len(exchange.replies) - 1)
         if told and text is not None:
             told = told[:-1]  # the message itself
         stopping.clear()
@@ -389,8 +391,6 @@ class Talk:
         exchanges = self.transcript.exchanges
         if not exchanges or not self.can_speak():
             return
-        if self.editing:
-            self.take_back()
         last = exchanges[-1]
         if same and last.reply is not None:
             first = last.reply.timeline[0][1] if last.reply.timeline else last.reply.feeling
@@ -404,6 +404,8 @@ class Talk:
         except MLXEmotionError as error:
             self.app.warn(str(error))
             return
+        if self.editing:
+            self.take_back()
         reply = exchange.reply or reply  # a copy has an id of its own
         number = len(exchanges) - 1
         if not self.transcript.first <= number < self.transcript.last:

@@ -451,11 +451,11 @@ class Transcript(VerticalScroll, can_focus=False):
         self.scroll_end(animate=False)
 
     def take_catalogue(self, catalogue: Mapping[str, Emotion]) -> None:
-        """Other emotions are known: what is mounted is described anew."""
-        self.catalogue = catalogue
+        """Other emotions are known too: what is mounted is described anew."""
+        self.catalogue = {**self.catalogue, **catalogue}
         for message in (*self.messages, *self._hidden):
             if isinstance(message, ReplyMessage):
-                message.catalogue = catalogue
+                message.catalogue = self.catalogue
                 message.describe()
 
     @property
@@ -550,8 +550,9 @@ class Transcript(VerticalScroll, can_focus=False):
         Textual would give it to whatever it finds first, and bring that into view.
         """
         if (chosen := self.chosen) in leaving:
-            staying = [w for w in self.messages if w not in leaving]
-            nearest = min(staying, key=lambda w: abs(w.number - chosen.number), default=None)
+            places = {w: n for n, w in enumerate(self.messages)}
+            staying = [w for w in places if w not in leaving]
+            nearest = min(staying, key=lambda w: abs(places[w] - places[chosen]), default=None)
             self.screen.set_focus(nearest, scroll_visible=False)
 
     async def unmount_hidden(self) -> None:

@@ -190,7 +190,7 @@ class Run:
                 "path": _place(pack, identity),
                 "queries": dict(pack.info.queries),
                 "scales": {e: pack.scale(e) for e in [*pack, "base"]},
-                "calibrated": not uncalibrated(pack, plan.settings.asked or plan.settings.emotions),
+                "calibrated": not uncalibrated(pack, plan.settings.emotions),
                 "uncalibrated": uncalibrated(pack, [*pack, BASE]),
                 "mean_only": [e for e in plan.settings.asked if e not in plan.comparable],
             },

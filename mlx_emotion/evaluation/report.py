@@ -276,12 +276,13 @@ def _fading(scores: Mapping[str, Any]) -> Iterator[Block]:
     data = scores.get("fading")
     if not data:
         return
+    judged = "classifier" in scores["judges"]
+    what = "The asked emotion's probability, in per cent," if judged else "How often answers repeat themselves,"
     yield Text(
-        "The asked emotion's probability, in per cent, turn by turn. One instruction stands in the first message; "
+        f"{what} turn by turn. One instruction stands in the first message; "
         f"steering acts at {full_name(scores)} on every answer. The later messages are everyday questions. "
         "Intervals resample conversations."
     )
-    judged = "classifier" in scores["judges"]
     if judged:
         yield Text(" ".join(conclusions.fading(scores)))
     if warning := conclusions.instruction_left(scores):
