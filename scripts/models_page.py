@@ -35,7 +35,8 @@ ARCHITECTURES = """
 a 32-token generation, steered as in the authors' code and as in Eq. 1, against hooks on the Hugging Face model in
 float32 (relative error at most 1e-4, cosine at least 0.99999): `pytest tests/parity`, with the extra `parity`. Where a
 template puts a system message of its own when none is given (Qwen), it is kept out. Gemma has no system role: a system
-message goes in front of the first user message. Baichuan 2 is read from safetensors; its 13B models have ALiBi.
+message goes in front of the first user message. Vicuna is known by its name:
+keep `vicuna` in the folder's. Baichuan 2 is read from safetensors; its 13B models have ALiBi.
 `mlx_lm.convert` can load neither Baichuan 2 nor Qwen v1: `mlx_emotion.architectures.convert(source, output, bits,
 group_size)` quantises them.
 

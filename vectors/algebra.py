@@ -69,7 +69,8 @@ def merge(packs: Iterable[EmotionVectors], prefer: str | None = None) -> Emotion
 
     An emotion that two packs have differently is taken from the ``first`` or the ``last`` of them, as
     ``prefer`` says; without it that is a ``PackError``, as are packs that do not belong together. Each
-    emotion keeps its calibrated scale; the base vector's is kept where all packs have the same.
+    emotion keeps its calibrated scale, and two scales of one vector count as different; the base vector's
+    is kept where all packs have the same.
     """
     packs = list(packs)
     merged = packs[0]
@@ -90,7 +91,7 @@ def merge(packs: Iterable[EmotionVectors], prefer: str | None = None) -> Emotion
         # One model may go by several names: the fingerprint decides.
         if [w for w in wrong if not w.startswith("model ")]:
             raise PackError(f"{_name(packs[0])} and {_name(other)} do not belong together: {'; '.join(wrong)}")
-        twice = [n for n in other if n in merged and not np.array_equal(merged[n], other[n])]
+        twice = [n for n in other if n in merged and not _alike(n, merged, other)]
         if twice and prefer is None:
             raise PackError(
                 f"{_name(other)} and a pack before it both have {', '.join(twice)}, and not the same; choose with "
@@ -107,12 +108,22 @@ def merge(packs: Iterable[EmotionVectors], prefer: str | None = None) -> Emotion
     return EmotionVectors({n: merged[n] for n in order}, info, merged.activation_norm, merged.samples)
 
 
+def _alike(name: str, a: EmotionVectors, b: EmotionVectors) -> bool:
+    """Whether both have the same vector, and not two scales of it."""
+    scales = {p.info.emotions[name].get("scale") for p in (a, b)} - {None}
+    return len(scales) < 2 and np.array_equal(a[name], b[name])
+
+
 def _join(a: EmotionVectors, b: EmotionVectors) -> EmotionVectors:
-    """The emotions of both; those in both are ``a``'s."""
+    """The emotions of both; those in both are ``a``'s, or the calibrated ones of the same vector."""
     first, second = a.info, b.info
+    emotions = {**second.emotions, **first.emotions}
+    for name in first.emotions.keys() & second.emotions.keys():
+        if emotions[name].get("scale") is None and _alike(name, a, b):
+            emotions[name] = second.emotions[name]
     info = dataclasses.replace(
         first,
-        emotions={**second.emotions, **first.emotions},
+        emotions=emotions,
         method=_both(first.method, second.method),
         queries={k: _both(first.queries.get(k), second.queries.get(k)) for k in {**first.queries, **second.queries}},
         decoding=_same(first.decoding, second.decoding),

@@ -27,9 +27,11 @@ def push(pack: EmotionVectors, repo: str, private: bool = False) -> str:
 
     if pack.path is None:
         raise PackError("this pack is in no file yet; save it first")
+    if repo.count("/") != 1:  # huggingface_hub would make one under the user's own name
+        raise UsageError(f"{repo!r} is not a repository; write owner/name")
     with _hub_errors(repo):
         api = HfApi()
-        api.create_repo(repo, private=private, exist_ok=True)
+        api.create_repo(repo, private=private or None, exist_ok=True)  # else as the owner has it
         present = {f.rfilename for f in api.model_info(repo, timeout=TIMEOUT).siblings or ()}
         operations = [CommitOperationAdd(pack.path.name, str(pack.path))]
         if "README.md" not in present:
@@ -92,24 +94,27 @@ def _download(api, repo: str, name: str, size: int | None, path: Path) -> None:
 
     url, headers = hf_hub_url(repo, name, endpoint=api.endpoint), build_hf_headers()
     # Not hf_hub_download: a second copy in its cache, and it never gives up on a file that always ends early.
+    with get_session().stream("GET", url, headers=headers, timeout=TIMEOUT) as response:
+        hf_raise_for_status(response)  # out here: it is an OSError too, but none of this machine's
+        _keep(response, f"{repo} on the hub: {name}", size, path)
+
+
+def _keep(response, what: str, size: int | None, path: Path) -> None:
+    """Write a pack that is being downloaded to ``path``, once it is complete and one."""
     with atomic_write(path, PackError) as temporary:
         got = 0
-        with (
-            get_session().stream("GET", url, headers=headers, timeout=TIMEOUT) as response,
-            open(temporary, "wb") as file,
-        ):
-            hf_raise_for_status(response)
+        with open(temporary, "wb") as file:
             for chunk in response.iter_bytes(CHUNK):
                 got += len(chunk)
                 if got > MAX_BYTES:
-                    raise PackError(f"{repo} on the hub: {name} is larger than {MAX_BYTES >> 30} GiB")
+                    raise PackError(f"{what} is larger than {MAX_BYTES >> 30} GiB")
                 file.write(chunk)
         if size is not None and got != size:
-            raise PackError(f"{repo} on the hub: {name} came as {got} bytes of {size}; try again")
+            raise PackError(f"{what} came as {got} bytes of {size}; try again")
         try:
             EmotionVectors.load(temporary, samples=True)
         except PackError as error:
-            raise PackError(str(error).replace(str(temporary), f"{repo} on the hub: {name}")) from None
+            raise PackError(str(error).replace(str(temporary), what)) from None
 
 
 @contextlib.contextmanager

@@ -255,10 +255,14 @@ class EmotionVectors(Mapping[str, np.ndarray]):
         scales = {n: e["scale"] for n, e in self.info.emotions.items()} | {BASE: self.info.base_scale}
         least = 1.001 * SMALLEST * (self.info.calibration or {}).get("share", 1.0)  # scales are kept to four digits
         names = ", ".join(n for n, scale in scales.items() if scale is not None and scale <= least)
-        return names and (
-            f"{names}: no scale was fluent, so intensity 1.0 does next to nothing; "
-            "see what the model answers unsteered, or use --scale"
-        )
+        if names:
+            return (
+                f"{names}: no scale was fluent, so intensity 1.0 does next to nothing; "
+                "see what the model answers unsteered, or use --scale"
+            )
+        if self.info.base_scale is None:  # as after a merge that changed the base vector
+            return "base is not calibrated: its intensity 1.0 is scale 1; see `mlx-emotion calibrate`"
+        return ""
 
     def scales(self, feeling: Feeling, raw: float | None = None) -> dict[str, float]:
         """Raw scale per emotion of ``feeling``; ``raw`` replaces the calibrated scales by one number."""

@@ -45,7 +45,9 @@ def import_files(
 def _files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
-    found = sorted(f for f in path.iterdir() if f.suffix in (json_format.SUFFIX, gguf_format.SUFFIX))
+    suffixes = (json_format.SUFFIX, gguf_format.SUFFIX)
+    # macOS keeps what a stick cannot in `._name` beside each file.
+    found = sorted(f for f in path.iterdir() if f.suffix in suffixes and not f.name.startswith("."))
     if not found:
         raise PackError(f"{path}: no .json or .gguf file in this folder")
     return found

@@ -50,7 +50,7 @@ def command(
     from ..files import stamp
     from ..options import check_seed
     from ..vectors import EmotionVectors, shipped_packs
-    from .vectors import resolve
+    from .options import resolve
 
     check_seed(seed)
     path = resolve(pack) if pack else None

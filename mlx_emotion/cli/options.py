@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -51,9 +52,25 @@ def think_option(default: str) -> Callable:
     )
 
 
+def resolve(name: str) -> Path:
+    """A pack by file, or by name among the user's and the shipped ones."""
+    from ..files import packs_folder
+    from ..vectors import shipped_packs
+
+    for path in (Path(name), packs_folder() / f"{name}.safetensors", shipped_packs() / f"{name}.safetensors"):
+        if path.is_file():
+            return path
+    return Path(name)
+
+
 _LOADING = [
     MODEL,
-    click.option("--vectors", metavar="PACK", help="A pack file. Default: the one on this machine made for the model."),
+    click.option(
+        "--vectors",
+        metavar="PACK",
+        callback=lambda _, __, given: given and str(resolve(given)),
+        help="A pack, by file or name. Default: the one on this machine made for the model.",
+    ),
     SITE,
     ADAPTER,
     click.option("--force", is_flag=True, help="Use a pack of another model, where the shapes allow it."),

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import click
 
-from .options import cell, print_table, say
+from .options import cell, print_table, resolve, say
 from .vectors_travel import commands
 
 
@@ -18,17 +17,6 @@ def command() -> None:
 
 for _travel in commands:
     command.add_command(_travel)
-
-
-def resolve(name: str) -> Path:
-    """A pack by file, or by name among the user's and the shipped ones."""
-    from ..files import packs_folder
-    from ..vectors import shipped_packs
-
-    for path in (Path(name), packs_folder() / f"{name}.safetensors", shipped_packs() / f"{name}.safetensors"):
-        if path.is_file():
-            return path
-    return Path(name)
 
 
 @command.command(name="list")

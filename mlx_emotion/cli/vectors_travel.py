@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def _load(pack: str, samples: bool = False) -> EmotionVectors:
     from ..vectors import EmotionVectors
-    from .vectors import resolve
+    from .options import resolve
 
     return EmotionVectors.load(resolve(pack), samples)
 

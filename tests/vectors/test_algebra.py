@@ -46,6 +46,17 @@ def test_packs_of_different_shape_have_no_cosine():
     assert ("model.layers", 4, 5) in found.metadata
 
 
+def test_the_calibrated_one_of_two_equal_vectors_counts():
+    raw, calibrated, other = make_pack("joy"), make_pack("joy"), make_pack("joy")
+    raw.info.emotions["joy"]["scale"] = None
+    other.info.emotions["joy"]["scale"] = 3.0
+    for packs in ([raw, calibrated], [calibrated, raw]):
+        assert merge(packs).info.emotions["joy"]["scale"] == 1.5
+    with pytest.raises(PackError, match="both have joy, and not the same"):
+        merge([calibrated, other])
+    assert merge([calibrated, other], "last").info.emotions["joy"]["scale"] == 3.0
+
+
 def test_likeness_by_layer():
     a = np.ones((3, 4), np.float32)
     b = a.copy()

@@ -112,6 +112,30 @@ def test_a_repository_that_is_listed_but_not_handed_out(fault, told, stand_in, p
     assert not (tmp_path / "pulled").exists()
 
 
+@pytest.mark.parametrize(("fault", "told"), [(403, r"refused \(403\)"), (503, r"failed \(503\); try again later")])
+def test_a_pack_that_is_refused_when_its_turn_comes(fault, told, stand_in, pack, tmp_path, monkeypatch):
+    stand_in.files[REPO] = {"pack.safetensors": pack.path.read_bytes()}
+    looked_at = hub._remote_info
+
+    def then_refused(api, repo, name):
+        info = looked_at(api, repo, name)
+        stand_in.faults = [("/resolve/", fault)]
+        return info
+
+    monkeypatch.setattr(hub, "_remote_info", then_refused)
+    with pytest.raises(PackError, match=told) as error:
+        hub.pull(REPO, tmp_path / "pulled")
+    assert "\n" not in str(error.value)
+    assert "cannot write" not in str(error.value)
+
+
+def test_a_repository_without_its_owner_is_not_made(stand_in, pack):
+    before = {repo: dict(files) for repo, files in stand_in.files.items()}
+    with pytest.raises(UsageError, match="write owner/name"):
+        hub.push(pack, "feelings")
+    assert stand_in.files == before
+
+
 def test_the_card_says_what_the_pack_is(stand_in, pack):
     hub.push(pack, REPO)
     card = stand_in.files[REPO]["README.md"].decode()
