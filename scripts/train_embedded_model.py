@@ -22,7 +22,6 @@ import json
 import math
 import os
 import random
-import re
 import shutil
 import subprocess
 import sys
@@ -61,7 +60,6 @@ SHARPER = 1.3  # times the final norm's weights when it ships: temperature 0.7 t
 SHARE = "0.33"  # of the strongest fluent dose: so half of it is half-felt
 EXTRACT = ["--batch-size", "32", "--max-tokens", "60", "--no-calibrate"]
 STAGE = "| {millions} million | {rate} | {layers} × {width}, {feed} |"  # a row of the card
-SHALLOW = 0.6  # first share of the steps of a build from nothing, taken with half of the layers: they cost half
 ROUNDED = 0.1  # last share of the steps, taken with the weights rounded as they will be
 SPOILT = 0.25  # most of a reply's words replaced, at first; none at last
 ODD = 0.2  # most of the other messages' words replaced
@@ -335,12 +333,6 @@ class Shifts:
     def state(self, saved: dict[str, torch.Tensor]) -> None:
         self.sums, self.counts, self.replies = saved["sums"], saved["counts"], saved["replies"]
 
-    def forget(self) -> None:
-        """Keep the means, as if of the fewest tokens that are enough."""
-        few = max(ENOUGH + 1, 1)
-        share = few / self.counts.min().clamp(min=few)
-        self.sums, self.counts = self.sums * share, self.counts * share
-
     @property
     def ready(self) -> bool:
         return bool(self.counts.min() > ENOUGH)
@@ -594,12 +586,26 @@ def grow(model: LlamaForCausalLM, weights: dict[str, torch.Tensor]) -> None:
         parameter[tuple(slice(n) for n in old.shape)] = old
 
 
-def new_model(tokenizer, args: argparse.Namespace, layers: int) -> LlamaForCausalLM:
-    """A model of ``layers`` layers with random weights."""
-    return LlamaForCausalLM(
+def settings_of(topics: list[Topic], args: argparse.Namespace) -> dict[str, Any]:
+    """What a checkpoint must have in common with the command that goes on from it."""
+    places = ("work", "output", "restart", "no_packs", "topics", "start")
+    text = repr([(t.name, t.keywords, t.words, t.written) for t in topics]) + WORDINGS.read_text(encoding="utf-8")
+    return {
+        **{name.replace("_", "-"): value for name, value in vars(args).items() if name not in places},
+        "start": str(args.start) if args.start else "",
+        "topics": " ".join(t.name for t in topics),
+        "corpus": hashlib.sha256(text.encode()).hexdigest()[:16],
+    }
+
+
+def train(topics: list[Topic], tokenizer, args: argparse.Namespace) -> tuple[LlamaForCausalLM, dict]:
+    """The model, and the record of how it was made, for ``training.json``."""
+    device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    torch.manual_seed(args.seed)
+    model = LlamaForCausalLM(
         LlamaConfig(
             hidden_size=args.width,
-            num_hidden_layers=layers,
+            num_hidden_layers=args.layers,
             intermediate_size=args.feed,
             num_attention_heads=args.width // 64,
             num_key_value_heads=args.width // 64,
@@ -612,60 +618,7 @@ def new_model(tokenizer, args: argparse.Namespace, layers: int) -> LlamaForCausa
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
         )
-    )
-
-
-@torch.no_grad()
-def deepen(
-    model: LlamaForCausalLM, bigger: LlamaForCausalLM, shifts: Shifts
-) -> dict[torch.nn.Parameter, torch.nn.Parameter]:
-    """Make ``bigger`` say what ``model`` says: after each of its layers comes one that writes nothing yet.
-
-    So the middle stays the middle. Gives the parameter of ``model`` that each of ``bigger`` comes from, if any does.
-    """
-
-    def name_in_bigger(name: str) -> str:
-        return re.sub(r"(?<=layers\.)\d+", lambda number: str(2 * int(number[0])), name)
-
-    old = {name_in_bigger(name): p for name, p in model.named_parameters()}
-    grow(bigger, {name: p.detach() for name, p in old.items()})
-    below = torch.arange(bigger.config.num_hidden_layers) // 2
-    # What little the new layers' means know must soon be outweighed.
-    shifts.forget()
-    shifts.sums, shifts.replies = shifts.sums[:, :, below], shifts.replies[:, :, below]
-    shifts.sums[0, :, 1::2] = 0
-    shifts.replies[:, 0, 1::2] = 0
-    return {p: old[name] for name, p in bigger.named_parameters() if name in old}
-
-
-def shallow_steps(args: argparse.Namespace) -> int:
-    """How many of the steps half of the layers take: none if begun with a model, or if they have no even half."""
-    return 0 if args.start or args.layers % 4 else int(args.steps * SHALLOW)
-
-
-def settings_of(topics: list[Topic], args: argparse.Namespace) -> dict[str, Any]:
-    """What a checkpoint must have in common with the command that goes on from it."""
-    places = ("work", "output", "restart", "no_packs", "topics", "start")
-    text = repr([(t.name, t.keywords, t.words, t.written) for t in topics]) + WORDINGS.read_text(encoding="utf-8")
-    return {
-        **{name.replace("_", "-"): value for name, value in vars(args).items() if name not in places},
-        "start": str(args.start) if args.start else "",
-        "shallow": shallow_steps(args),
-        "topics": " ".join(t.name for t in topics),
-        "corpus": hashlib.sha256(text.encode()).hexdigest()[:16],
-    }
-
-
-def train(topics: list[Topic], tokenizer, args: argparse.Namespace) -> tuple[LlamaForCausalLM, dict]:
-    """The model, and the record of how it was made, for ``training.json``."""
-    device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    torch.manual_seed(args.seed)
-    checkpoint, log_path = args.work / "checkpoint.pt", args.work / "log.jsonl"
-    saved = torch.load(checkpoint, map_location=device, weights_only=True) if checkpoint.exists() else None
-    first = saved["entries"][-1]["step"] if saved else 0
-    deep = shallow_steps(args)  # the first step with all layers; a checkpoint made there has half of them still
-    half = 0 < deep >= first
-    model = new_model(tokenizer, args, args.layers // 2 if half else args.layers).to(device)
+    ).to(device)
     shifts = Shifts(model.config, device)
     warmup = min(200, args.steps // 10)
 
@@ -676,14 +629,16 @@ def train(topics: list[Topic], tokenizer, args: argparse.Namespace) -> tuple[Lla
 
     heads = Heads(args.width, len(topics)).to(device)
     optimizers = optimizers_of(model, heads, args.rate)
-    entries, settings = [], settings_of(topics, args)
+    checkpoint, log_path = args.work / "checkpoint.pt", args.work / "log.jsonl"
+    first, entries, settings = 0, [], settings_of(topics, args)
     low = None
     record = {"topics": [t.name for t in topics], "sharper": SHARPER, "stages": []}
-    if saved:
+    if checkpoint.exists():
+        saved = torch.load(checkpoint, map_location=device, weights_only=True)
         if changed := [name for name, value in settings.items() if saved.get("settings", {}).get(name) != value]:
             sys.exit(f"{checkpoint} was made with other settings ({', '.join(changed)}); give the same, or --restart")
         entries, record = saved["entries"], saved["record"]
-        low = saved.get("low")
+        first, low = entries[-1]["step"], saved.get("low")
         model.load_state_dict(saved["model"])
         heads.load_state_dict(saved["heads"])
         shifts.state = saved["shifts"]
@@ -696,6 +651,7 @@ def train(topics: list[Topic], tokenizer, args: argparse.Namespace) -> tuple[Lla
             record["stages"] = json.loads((args.start / "training.json").read_text())["stages"]
     if low is None:  # timed once: a resumed run goes on in the same precision
         low = bfloat16_is_faster(device)
+    all_groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     encoder = Encoder(tokenizer, topics, args.context)
     columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     seen: list[tuple[float, ...]] = []
@@ -707,26 +663,12 @@ def train(topics: list[Topic], tokenizer, args: argparse.Namespace) -> tuple[Lla
         behind = concurrent.futures.ThreadPoolExecutor(1)
         coming = behind.submit(next, feed)
         for step in range(first, args.steps):
-            if half and step == deep:
-                torch.manual_seed(args.seed)
-                bigger = new_model(tokenizer, args, args.layers).to(device)
-                origin = deepen(model, bigger, shifts)
-                known = {p: state for optimizer in optimizers for p, state in optimizer.state.items()}
-                optimizers = optimizers_of(bigger, heads, args.rate)
-                for optimizer in optimizers:
-                    for p in optimizer.param_groups[0]["params"]:
-                        if (old := origin.get(p, p)) in known:
-                            optimizer.state[p] = known[old]
-                model, half = bigger, False
             if step % args.checkpoint_every == 0:  # a resumed run draws as one that never stopped
                 torch.manual_seed(args.seed * 1_000_003 + step)
             ids, weights, about, asked, felt, pushes = (torch.from_numpy(a).to(device) for a in coming.result())
             coming = behind.submit(next, feed)
             if not shifts.ready:  # nothing yet to push with: these rows wait
                 weights = weights * (pushes.abs().sum((0, 2, 3)) == 0)[:, None]
-            if half:  # half as many layers add to each other
-                pushes[1] *= 2
-            all_groups = [group for optimizer in optimizers for group in optimizer.param_groups]
             for group in all_groups:
                 group["lr"] = args.rate * rate(step)
             late = step >= args.steps * (1 - ROUNDED)
@@ -786,7 +728,7 @@ def train(topics: list[Topic], tokenizer, args: argparse.Namespace) -> tuple[Lla
                 progress.console.print(json.dumps(entry), highlight=False, soft_wrap=True)
                 seen, tokens, began = [], 0, time.perf_counter()
             progress.update(task, completed=step + 1, description=f"training, loss {loss.item():.3f}")
-    stage = {name: settings[name] for name in ("steps", "shallow", "rate", "width", "layers", "feed", "seed", "corpus")}
+    stage = {name: settings[name] for name in ("steps", "rate", "width", "layers", "feed", "seed", "corpus")}
     stage["tokens"] = args.steps * args.tokens
     losses = {name: value for name, value in entries[-1].items() if name not in ("step", "tokens_per_second")}
     return model, {**record, "stages": [*record["stages"], stage], **losses}
@@ -838,7 +780,7 @@ def card(model: LlamaForCausalLM, topics: list[Topic], record: dict, args: argpa
             readings=f"{sum(len(expand(text)) for _, text in sections):,}",
             dtype=args.dtype,
             millions=round(sum(s["tokens"] for s in record["stages"]) / 1e6),
-            stages="\n".join(STAGE.format(**row_of(s)) for s in record["stages"]),
+            stages="\n".join(STAGE.format(**s, millions=round(s["tokens"] / 1e6)) for s in record["stages"]),
             loss=f"{record['loss']:.2f}",
             sharper=SHARPER,
             cooler=f"{0.7 / SHARPER:.2f}",
@@ -846,13 +788,6 @@ def card(model: LlamaForCausalLM, topics: list[Topic], record: dict, args: argpa
             emotional=f"{record['held_out_emotional']:.2f}",
         )
     )
-
-
-def row_of(stage: dict[str, Any]) -> dict[str, Any]:
-    """What a row of the card says of a run."""
-    layers = stage["layers"]
-    shown = f"{layers // 2}, then {layers}" if stage.get("shallow") else layers
-    return {**stage, "layers": shown, "millions": round(stage["tokens"] / 1e6)}
 
 
 def make_packs(args: argparse.Namespace) -> None:

@@ -98,27 +98,6 @@ def test_a_grown_model_says_the_same_and_can_learn_more(ids):
     assert new.abs().max() > 0
 
 
-@torch.no_grad()
-def test_a_deepened_model_says_and_feels_the_same_and_can_learn_more(ids):
-    small, large = tiny(layers=4), tiny(layers=8)
-    shifts = trainer.Shifts(small.config, "cpu")
-    shifts.sums, shifts.replies = torch.randn(shifts.sums.shape), torch.randn(5, 2, 4, 128)
-    shifts.counts += 1
-    pushes = torch.rand(2, *ids.shape, EMOTIONS)
-    twice = pushes * torch.tensor([1.0, 2.0])[:, None, None, None]
-    wanted = run(small, ids, pushes=twice, vectors=shifts.vectors)
-    origin = trainer.deepen(small, large, shifts)
-    assert origin[large.model.layers[2].mlp.up_proj.weight] is small.model.layers[1].mlp.up_proj.weight
-    assert large.model.layers[1].mlp.up_proj.weight not in origin
-    last, middle, _ = run(large, ids, pushes=pushes, vectors=shifts.vectors)
-    torch.testing.assert_close(last, wanted[0], rtol=1e-3, atol=1e-3)
-    torch.testing.assert_close(middle, wanted[1], rtol=1e-3, atol=1e-3)
-    assert shifts.replies.shape == (5, 2, 8, 128)
-    with torch.enable_grad():
-        run(large, ids)[0].square().sum().backward()
-    assert large.model.layers[1].mlp.down_proj.weight.grad.abs().max() > 0
-
-
 def test_the_penalty_is_for_what_the_vectors_share():
     config = tiny().config
     sums = torch.zeros(2, 1, EMOTIONS + 1, 2, 128)
@@ -204,35 +183,25 @@ def build(tmp_path, monkeypatch):
     return run
 
 
-@pytest.mark.parametrize(
-    ("layers", "shallow", "kept", "then"),
-    [(2, 0.6, 2, 2), (4, 0.6, 1, 2), (4, 0.6, 2, 4), (4, 0.34, 1, 2)],
-    ids=["all layers", "before the new layers", "after", "at the step they come"],
-)
-def test_an_interrupted_build_goes_on_and_ends_as_one_that_never_stopped(
-    build, tmp_path, monkeypatch, capsys, layers, shallow, kept, then
-):
-    monkeypatch.setattr(trainer, "SHALLOW", shallow)
+def test_an_interrupted_build_goes_on_and_ends_as_one_that_never_stopped(build, tmp_path, monkeypatch, capsys):
     timed = iter([False, False])  # the part that goes on takes the precision of the part before it
     monkeypatch.setattr(trainer, "bfloat16_is_faster", lambda device: next(timed))
-    build("whole", "--layers", str(layers))
+    build("whole")
     with monkeypatch.context() as patch:
         calls = iter(range(10))
 
         def held_out(*found):
-            if next(calls) == kept:
+            if next(calls) == 2:
                 raise KeyboardInterrupt
             return dict.fromkeys(("plain", "emotional"), 1.0)
 
         patch.setattr(trainer, "held_out_loss", held_out)
         with pytest.raises(SystemExit, match="130"):
-            build("halves", "--layers", str(layers))
+            build("halves")
     assert "stopped; the same command goes on" in capsys.readouterr().err
     assert not (tmp_path / "halves").exists()
-    checkpoint = torch.load(tmp_path / "halves-work" / "checkpoint.pt", weights_only=True)
-    assert sum(name.endswith("up_proj.weight") for name in checkpoint["model"]) == then
-    build("halves", "--layers", str(layers))
-    assert f"going on from step {4 * kept}" in capsys.readouterr().err
+    build("halves")
+    assert "going on from step 8" in capsys.readouterr().err
     log = [json.loads(line) for line in (tmp_path / "halves-work" / "log.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in log] == [4, 8, 12]
     whole, halves = (trainer.weights_of(tmp_path / name) for name in ("whole", "halves"))
