@@ -25,11 +25,6 @@ def check_seed(seed: int | None) -> int | None:
     return number
 
 
-def next_seed(seed: int | None, attempt: int) -> int | None:
-    """That of a message's ``attempt``-th answer after its first: with the same one it would be the same answer."""
-    return None if seed is None else (seed + attempt) % 2**63
-
-
 def check_text(text: str, what: str) -> str:
     """``text`` if it is text: a terminal or a file in another encoding gives what no tokenizer takes."""
     try:

@@ -21,7 +21,6 @@ from mlx_emotion import (
     Thought,
     Token,
 )
-from mlx_emotion.options import next_seed
 
 from .loading import tidy
 from .speaking import BEFORE, Ended, Speaking, stepped
@@ -220,8 +219,8 @@ class Talk:
         app, chat, stopping = self.app, self.app.chat, self._stopping
         assert chat is not None
         seed, told = app.seed, self.untold()
-        if text is None:
-            seed = next_seed(seed, len(exchange.replies) - 1)
+        if seed is not None and text is None:  # with the same one it would say the same again
+            seed = (seed + len(exchange.replies) - 1) % 2**63
         if told and text is not None:
             told = told[:-1]  # the message itself
         stopping.clear()

@@ -549,7 +549,8 @@ class Transcript(VerticalScroll, can_focus=False):
 
         Textual would give it to whatever it finds first, and bring that into view.
         """
-        if (chosen := self.chosen) in leaving:
+        chosen = self.chosen
+        if chosen is not None and chosen in leaving:
             places = {w: n for n, w in enumerate(self.messages)}
             staying = [w for w in places if w not in leaving]
             nearest = min(staying, key=lambda w: abs(places[w] - places[chosen]), default=None)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import MLXEmotionError, UsageError
-from ..options import check_seed, next_seed
+from ..options import check_seed
 from .options import early_feeling, generation_options, load, one_line, session_options
 
 if TYPE_CHECKING:
@@ -172,8 +172,8 @@ class PlainChat:
         elif name == "/neutral":
             self.say(f"feeling {self.chat.feel('neutral')}")
         elif name == "/again":
-            self.attempt += 1
-            seed = next_seed(self.seed, self.attempt)
+            self.attempt += 1  # with the same seed it would be the same answer
+            seed = None if self.seed is None else (self.seed + self.attempt) % 2**63
             if not self.exchanges:
                 raise UsageError("nothing to answer again yet")
             self.answer(self.exchanges[-1], self.chat.again(rest or None, seed=seed))
