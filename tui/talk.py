@@ -196,11 +196,15 @@ class Talk:
         assert first is not None
         self.conversation = self.store.fork(model, f"{first.user} (copy)", exchanges, added)
         copied = self.store.exchanges(self.conversation)[: len(exchanges)]
-        await self.app.query("#welcome").remove()
-        await self.transcript.show(copied, self.app.catalogue)
-        self.app.action_message()
+        await self._show_all(copied)
         told = "This conversation was changed in another window too; here you are in a copy."
         self.app.notify(told, timeout=8)
+
+    async def _show_all(self, exchanges: list[Exchange]) -> None:
+        """Put another conversation in the place of what is shown, and go to the message box."""
+        await self.app.query("#welcome").remove()
+        await self.transcript.show(exchanges, self.app.catalogue)
+        self.app.action_message()
 
     async def show(self, exchange: Exchange, live: bool) -> None:
         """Put a new exchange at the end of the transcript."""
@@ -495,9 +499,7 @@ class Talk:
         exchanges = self.store.exchanges(conversation)
         self.conversation = conversation
         self._leave()
-        await self.app.query("#welcome").remove()
-        await self.transcript.show(exchanges, self.app.catalogue)
-        self.app.action_message()
+        await self._show_all(exchanges)
         tidy()  # of the messages that were shown before; and nothing pauses for these while one scrolls
         self.app.box.remember([e.user for e in exchanges])
         if any(e.undecided for e in exchanges):

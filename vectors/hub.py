@@ -28,7 +28,7 @@ def push(pack: EmotionVectors, repo: str, private: bool = False) -> str:
     if pack.path is None:
         raise PackError("this pack is in no file yet; save it first")
     if repo.count("/") != 1:  # huggingface_hub would make one under the user's own name
-        raise UsageError(f"{repo!r} is not a repository; write owner/name")
+        raise _no_repository(repo)
     with _hub_errors(repo):
         api = HfApi()
         api.create_repo(repo, private=private or None, exist_ok=True)  # else as the owner has it
@@ -132,13 +132,17 @@ def _hub_errors(repo: str) -> Iterator[None]:
     except MLXEmotionError:
         raise
     except HFValidationError:
-        raise UsageError(f"{repo!r} is not a repository; write owner/name") from None
+        raise _no_repository(repo) from None
     except Exception as error:  # the transport's own too, whose package differs between huggingface_hub versions
         raise PackError(f"{repo} on the hub: {_what(error)}") from None
     finally:
         logging.set_verbosity(verbosity)
         if bars:
             enable_progress_bars()
+
+
+def _no_repository(repo: str) -> UsageError:
+    return UsageError(f"{repo!r} is not a repository; write owner/name")
 
 
 def _what(error: BaseException) -> str:

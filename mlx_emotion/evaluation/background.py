@@ -93,12 +93,9 @@ def about(scores: Scores, answers: Sequence[Mapping[str, Any]]) -> Iterator[Bloc
         ],
     )
     if not pack["calibrated"]:
-        raw = _not_calibrated(scores)
-        which, whose = (
-            ("The vectors are", "the full dose")
-            if len(raw) == len(s["emotions"])
-            else (f"Of the vectors, {', '.join(raw)} {'are' if raw[1:] else 'is'}", "the full dose of these")
-        )
+        raw, which, whose = _not_calibrated(scores), "The vectors are", "the full dose"
+        if len(raw) < len(s["emotions"]):
+            which, whose = f"Of the vectors, {', '.join(raw)} {'are' if raw[1:] else 'is'}", "the full dose of these"
         yield Text(f"{which} not calibrated: doses are raw scales, and {whose} is raw scale 1.", True)
     if warning := overlap(scores, answers):
         yield Text(warning, True)

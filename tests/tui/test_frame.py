@@ -870,7 +870,7 @@ async def test_what_was_shown_before_the_model_came_is_described_anew(make_app):
 
 async def test_opening_a_conversation_goes_to_the_message(make_app):
     store = Store()
-    store.fork("m", "other", [Exchange("hi").with_reply(Reply("ho", state="stop"))])
+    other = store.fork("m", "other", [Exchange("hi").with_reply(Reply("ho", state="stop"))])
     store.close()
     app = make_app()
     async with app.run_test(size=(120, 30)) as pilot:
@@ -879,17 +879,9 @@ async def test_opening_a_conversation_goes_to_the_message(make_app):
         await answered(pilot, 1)
         await pilot.press("shift+tab")
         await until(pilot, lambda: app.transcript.chosen is not None)
-        await app.talk.open(store_id("other"))
+        await app.talk.open(other)
         await until(pilot, lambda: app.box.has_focus)
         assert [e.user for e in app.transcript.exchanges] == ["hi"]
-
-
-def store_id(title: str) -> str:
-    store = Store()
-    try:
-        return store.find(title).id
-    finally:
-        store.close()
 
 
 async def test_a_model_that_disappears_leaves_the_one_in_use(fake, monkeypatch):
