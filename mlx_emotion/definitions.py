@@ -31,7 +31,10 @@ FIELDS = ("name", "valence", "arousal", "colour", "instructions", "queries")
 def proper_name(name: object) -> str:
     """``name`` if an emotion can be called so, in feelings, files and packs; else ``ValueError``."""
     if not isinstance(name, str) or not NAME.fullmatch(name) or name != name.lower():
-        raise ValueError(f"name is {name!r:.60}, wanted 2 to 40 small letters, digits, spaces, - or _, a letter first")
+        raise ValueError(
+            f"name is {name!r:.60}, wanted 2 to 40 small letters, digits, spaces, - or _, "
+            "a letter first, a letter, a digit or _ last"
+        )
     if name in RESERVED:
         raise ValueError(f"name {name!r} means something else already; choose another")
     return name

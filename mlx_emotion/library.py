@@ -7,7 +7,7 @@ import itertools
 import os
 import threading
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +37,7 @@ class Available:
 def available() -> list[Available]:
     """The embedded model and those in the Hugging Face cache. Reads headers only; nothing is loaded."""
     from .model import find_packs
-    from .models import identify, local_models, missing_weights, quantization, servable
+    from .models import EMBEDDED, identify, local_models, missing_weights, quantization, servable
 
     found = []
     for name, path, size in local_models():
@@ -53,6 +53,8 @@ def available() -> list[Available]:
         except ModelError as error:
             found.append(Available(name, path, size, problem=str(error)))
         else:
+            if name != EMBEDDED:  # not what its folder in the cache is called
+                identity = replace(identity, id=name, revision=path.name)
             packs = tuple(find_packs(identity))
             found.append(Available(name, path, size, quantization(config), packs, identity=identity))
     return found

@@ -261,7 +261,7 @@ def load_model(
                 part = f"the adapter {adapter} on {path}"
                 model = load_adapters(model, adapter)
                 model.eval()
-                mark = hashlib.sha256(f"{mark} {_adapter_mark(Path(adapter))}".encode()).hexdigest()[:32]
+                mark = _with_adapter(mark, adapter)
             # The parameters alone would leave lazy arrays (RoPE frequencies) tied to this moment's stream.
             mx.eval(model)
             part = f"the tokenizer of {path}"
@@ -327,12 +327,17 @@ def sizes(config: dict[str, Any]) -> tuple[int, int]:
     return find(LAYER_COUNTS), find(WIDTHS)
 
 
-def identify(name: str | None = None, local: bool = False) -> tuple[Identity, dict[str, Any]]:
+def identify(
+    name: str | None = None, local: bool = False, adapter: str | None = None
+) -> tuple[Identity, dict[str, Any]]:
     """A model's identity and config from its files alone, without loading it. Raises ``ModelError``."""
     id_, revision, path = resolve(name, local=local)
     try:
         config = read_config(path)
-        return Identity(id_, revision, fingerprint(path), str(config.get("model_type")), *sizes(config)), config
+        mark = fingerprint(path)
+        if adapter is not None:
+            mark = _with_adapter(mark, adapter)
+        return Identity(id_, revision, mark, str(config.get("model_type")), *sizes(config)), config
     except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path}: {_first_line(error)}") from None
 
@@ -397,11 +402,15 @@ def _wrong_layers(path: Path) -> str | None:
     return None
 
 
-def _adapter_mark(path: Path) -> str:
+def _with_adapter(mark: str, adapter: str) -> str:
+    """The fingerprint of a model that has ``mark``, with an adapter on it. Raises ``ModelError``."""
     digest = hashlib.sha256()
-    for file in sorted(path.glob("adapter*")):
+    files = sorted(Path(adapter).glob("adapter*"))
+    if not files:
+        raise ModelError(f"{adapter}: no adapter is in this folder")
+    for file in files:
         digest.update(file.read_bytes())
-    return digest.hexdigest()
+    return hashlib.sha256(f"{mark} {digest.hexdigest()}".encode()).hexdigest()[:32]
 
 
 def _reason(error: BaseException) -> str:

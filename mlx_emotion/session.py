@@ -92,16 +92,21 @@ class Voice:
         """Those emotions, defined; without a pack the built-in ones."""
         return self.vectors.info.catalogue if self.vectors is not None else CATALOGUE
 
+    @property
+    def extraction(self) -> str:
+        """The command that makes the vectors which are lacking."""
+        id_, adapter = self.loaded.identity.id, self.loaded.adapter
+        name = id_ if id_ == EMBEDDED or "/" in id_ else self.loaded.path
+        with_adapter = f" --adapter {adapter}" if adapter else ""
+        return f"mlx-emotion extract --model {name}{with_adapter} --site {self.taps.site}"
+
     def scales(self, feeling: Feeling, raw: float | None) -> Scales:
         if feeling.neutral:
             return ()
         if self.vectors is None:
-            id_ = self.loaded.identity.id
-            name = id_ if id_ == EMBEDDED or "/" in id_ else self.loaded.path
-            adapter = self.loaded.adapter
             raise PackError(
-                f"no emotion vectors for {id_} at site {self.taps.site}; make them with `mlx-emotion extract "
-                f"--model {name}{f' --adapter {adapter}' if adapter else ''} --site {self.taps.site}`"
+                f"no emotion vectors for {self.loaded.identity.id} at site {self.taps.site}; make them with "
+                f"`{self.extraction}`"
             )
         return tuple(self.vectors.scales(feeling, raw).items())
 

@@ -231,6 +231,15 @@ def test_save_writes_the_conversation(chat, tmp_path):
     assert json.loads(path.read_text()) == saved
 
 
+def test_a_message_that_is_refused_is_no_part_of_the_conversation(chat, tmp_path):
+    path = tmp_path / "talk.json"
+    status, _, err = chat(f"hello\ncaf\udce9\n/again\n/save {path}\n", "--max-tokens", "5")
+    assert status == 2
+    assert "the message is not valid UTF-8" in err
+    (exchange,) = json.loads(path.read_text())["exchanges"]
+    assert (exchange["user"], len(exchange["replies"])) == ("hello", 2)
+
+
 def test_again_with_a_seed_is_another_answer_and_the_same_every_time(chat):
     lines = "hello\n/again\n/again\nhello\n"
     first, second = (chat(lines, "--seed", "7", "--max-tokens", "12", "--temp", "2")[1] for _ in range(2))
@@ -357,6 +366,8 @@ def test_a_place_for_the_pack_that_cannot_be_is_told_first(tiny_model_path, tmp_
 
 
 def test_a_pack_is_checked_against_what_is_on_the_machine(pack, capsys):
+    assert main(["vectors", "check", str(pack), "--adapter", "somewhere"]) == 2
+    assert "give --model too" in capsys.readouterr().err
     assert main(["vectors", "check", str(pack), "--model", "some/model-not-cached"]) == 1
     assert "some/model-not-cached is not cached on this machine, and nothing is downloaded" in capsys.readouterr().err
 
@@ -441,6 +452,14 @@ def test_models_lists_the_embedded_one(capsys):
     assert main(["models", "--json"]) == 0
     (found,) = [m for m in json.loads(capsys.readouterr().out) if m["model"] == "embedded"]
     assert found["quantization"] == "6-bit"
+
+
+def test_models_lists_a_folder_that_is_the_default(home, tiny_model_path, capsys):
+    (home / "config").mkdir(parents=True)
+    (home / "config" / "config.toml").write_text(f"model = '{tiny_model_path}'")
+    assert main(["models", "--json"]) == 0
+    (default,) = [m["model"] for m in json.loads(capsys.readouterr().out) if m["default"]]
+    assert default == str(tiny_model_path)
 
 
 def test_doctor_is_content(capsys):

@@ -11,7 +11,7 @@ from mlx_emotion.calibration import Calibration
 from mlx_emotion.errors import Interrupted, ModelError, UsageError
 from mlx_emotion.extraction import Plan
 from mlx_emotion.files import extraction_folder
-from mlx_emotion.library import lost_by, make_pack, pack_path
+from mlx_emotion.library import available, lost_by, make_pack, pack_path
 from mlx_emotion.model import find_packs
 from mlx_emotion.vectors import EmotionVectors
 
@@ -138,3 +138,10 @@ def test_what_was_extracted_last_comes_before_copies_of_other_names(model):
     shutil.copy(path, path.with_name(f"{path.stem}-old.safetensors"))
     shutil.copy(path, path.with_name("a.safetensors"))
     assert find_packs(model.identity)[0] == path == made.path
+
+
+def test_a_cached_model_is_known_by_its_name(tiny_model_path, monkeypatch):
+    monkeypatch.setattr("mlx_emotion.models.local_models", lambda: [("me/tiny", tiny_model_path, 1)])
+    (found,) = available()
+    assert found.identity.id == "me/tiny"
+    assert found.identity.revision == tiny_model_path.name  # the cache's folders are called after the commit

@@ -75,7 +75,8 @@ def command(
             calibration.forget()
 
         loaded.run(work)
+    wide = max(12, *(len(name) + 2 for name in vectors))
     for name, entry in vectors.info.emotions.items():
-        say(f"{name:12}{entry['scale']:g}")
-    click.echo(f"{'base':12}{vectors.info.base_scale:g}")
+        say(f"{name:{wide}}{entry['scale']:g}")
+    click.echo(f"{'base':{wide}}{vectors.info.base_scale:g}")
     say_doubts(vectors)

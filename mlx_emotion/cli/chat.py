@@ -97,6 +97,7 @@ class PlainChat:
 
     def run(self) -> int:
         """Until the lines end. Returns the exit status: that of the last line of a pipe that went wrong, else 0."""
+        from ..options import check_text
         from ..store import Exchange
         from . import fail
 
@@ -108,6 +109,7 @@ class PlainChat:
             try:
                 if not re.match(r"/\w*(\s|$)", text):  # "/usr/bin is full" is a message
                     self.attempt = 0
+                    check_text(text, "the message")  # what is refused is not a part of the conversation
                     self.answer(Exchange(text), self.chat.stream(text, seed=self.seed))
                 elif self.obey(*text.split(maxsplit=1)):
                     return status

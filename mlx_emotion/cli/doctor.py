@@ -13,7 +13,7 @@ from .options import say
 
 
 @click.command(name="doctor")
-@click.option("--model", "-m", metavar="M", help="Also load this model and test that it can be steered.")
+@click.option("--model", "-m", metavar="M", help="The model to test. Default: the configured one, else embedded.")
 def command(model: str | None) -> None:
     """Check that this installation works: libraries, device, folders, the model, one reply."""
     failed = 0

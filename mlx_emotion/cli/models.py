@@ -13,11 +13,12 @@ from .options import cell, print_table, say
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
 def command(as_json: bool) -> None:
     """Which usable models are on this machine, and which have a pack."""
-    from ..library import available
+    from ..library import available, in_folders
     from ..models import default_model
 
     rows = []
-    for m in available():
+    found = available()
+    for m in [*found, *in_folders([], found)]:
         if m.identity is None:
             say(f"{m.name}: {m.problem}", err=True)
             continue

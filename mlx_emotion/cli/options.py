@@ -25,7 +25,9 @@ MODEL = click.option(
     "--model", "-m", metavar="M", help="A model folder or Hugging Face id. Default: the configured one, else embedded."
 )
 SITE = click.option(
-    "--site", type=click.Choice(SITES), help="Where vectors are read and added. Default: the pack's, else attention."
+    "--site",
+    type=click.Choice(SITES),
+    help="Where vectors are read and added. Default: the pack's; of a new pack, attention.",
 )
 ADAPTER = click.option("--adapter", metavar="FOLDER", help="A LoRA adapter to put on the model.")
 TRUST = click.option("--trust-remote-code", is_flag=True, help="Let Python files that come with a model run.")

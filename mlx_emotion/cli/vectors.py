@@ -6,7 +6,7 @@ import json
 
 import click
 
-from .options import cell, print_table, resolve, say
+from .options import ADAPTER, cell, print_table, resolve, say
 from .vectors_travel import commands
 
 
@@ -74,28 +74,32 @@ def show(pack: str, as_json: bool) -> None:
     say(f"           fingerprint {m.fingerprint}")
     say(f"steers     {info.site}, positions {info.positions}; method {info.method}")
     say(f"queries    {info.queries.get('name', 'unknown')}; made {info.created or 'at an unknown time'}")
-    say(f"{'emotion':12}{'queries':>8}{'scale':>8}{'norm':>9}{'with base':>11}")
+    wide = max(12, *(len(name) + 2 for name in found))
+    say(f"{'emotion':{wide}}{'queries':>8}{'scale':>8}{'norm':>9}{'with base':>11}")
     base = found.base.ravel()
     for name, entry in info.emotions.items():
         v = found[name].ravel()
         cosine = float(v @ base / (np.linalg.norm(v) * np.linalg.norm(base)))
         scale = entry.get("scale")
         shown = "-" if scale is None else f"{scale:.2f}"
-        say(f"{name:12}{entry.get('count', 0):>8}{shown:>8}{np.linalg.norm(v):>9.3f}{cosine:>11.2f}")
+        say(f"{name:{wide}}{entry.get('count', 0):>8}{shown:>8}{np.linalg.norm(v):>9.3f}{cosine:>11.2f}")
 
 
 @command.command(name="check")
 @click.argument("pack")
 @click.option("--model", "-m", metavar="M", help="Also check that it is for this model.")
-def check(pack: str, model: str | None) -> None:
+@ADAPTER
+def check(pack: str, model: str | None, adapter: str | None) -> None:
     """Check that a pack is whole and, with --model, that it is for that model."""
-    from ..errors import PackError
+    from ..errors import PackError, UsageError
     from ..models import identify
     from ..vectors import EmotionVectors
 
+    if adapter and not model:
+        raise UsageError("--adapter says what is on the model: give --model too")
     found = EmotionVectors.load(resolve(pack), samples=True)
     if model is not None:
-        identity, _ = identify(model, local=True)
+        identity, _ = identify(model, local=True, adapter=adapter)
         if wrong := found.mismatches(identity):
             raise PackError(f"{found.path} is not for {identity.id}: {'; '.join(wrong)}")
     say(f"{found.path}: whole, {', '.join(found)}, {found.info.model.id} at site {found.info.site}")

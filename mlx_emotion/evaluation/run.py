@@ -33,7 +33,7 @@ def plan_for(model: Model, **settings: Any) -> Plan:
     if pack is None:
         raise EvaluationError(
             f"no pack for {model.id}, so there is nothing to evaluate; make one with "
-            f"`mlx-emotion extract --model {model.id}`"
+            f"`{model.run(lambda voice: voice.extraction)}`"
         )
     plan = Plan(Settings.make(pack, **settings), pack)
     check_plan(plan)

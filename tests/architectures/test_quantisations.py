@@ -123,6 +123,7 @@ def test_adapter(recipe, adapter, name):
     try:
         assert plain.identity.fingerprint != tuned.identity.fingerprint
         pack = works(tuned)
+        assert identify(str(recipe(name)), adapter=str(adapter))[0].fingerprint == tuned.identity.fingerprint
         with pytest.raises(PackError, match="fingerprint"):
             plain.use(pack)
         tuned.use(None)

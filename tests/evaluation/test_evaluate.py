@@ -845,7 +845,9 @@ def test_with_an_adapter_the_model_itself_judges_with_it_too(tiny_model_path, pa
 
 def test_a_model_without_a_pack(tiny_model_path, tmp_path, capsys):
     assert main(["evaluate", "-m", str(tiny_model_path), "-o", str(tmp_path)]) == 1
-    assert "no pack for tiny" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "no pack for tiny" in err
+    assert f"`mlx-emotion extract --model {tiny_model_path} --site attention`" in err
 
 
 def test_a_missing_extra_is_told_before_any_work_and_answers_need_none(
