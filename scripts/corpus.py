@@ -25,6 +25,9 @@ WORDINGS = Path(__file__).parent / "wordings.json"
 STEERED = 0.75  # share of the emotional dialogues that have vectors in place of an instruction
 GAP, TELLING = 0.15, 0.3  # share of a word's lines in one topic: leaves a gap in a frame; tells the topic
 WORD = 0.3  # weight of a word listed in `words` beside those
+ANSWERS = 3  # to the last message of a dialogue, side by side
+SHOWN = (0.2, 0.7)  # dose from which an emotion may show, and from which it does
+MOST = 1.6  # dose
 
 # Section name -> fewest lines. `held out` must have exactly that many.
 SECTIONS = {
@@ -316,8 +319,10 @@ class Turn:
 class Dialogues:
     """An endless, seeded stream of dialogues of one to four exchanges, made from ``topics``.
 
-    Every answer line is used equally often. The setting (no instruction, a neutral one, an
-    emotional one in the system message or in a user turn, graded or not) is drawn per dialogue.
+    A dialogue ends with several answers to its last message, companion's turns that follow one another: where no
+    instruction says how to feel, each with a feeling of its own. Every answer line of a section is used equally often.
+    The setting (no instruction, a neutral one, an emotional one in the system message or in a user turn, graded or not)
+    is drawn per dialogue.
     """
 
     def __init__(self, topics: list[Topic], seed: int) -> None:
@@ -329,6 +334,7 @@ class Dialogues:
         self.wordings: dict[str, list[str]] = wordings
         self.wordings["emotional"] += INSTRUCTIONS
         self._decks: dict[tuple[str, str], list[Line]] = {}
+        self._found: dict[tuple[str, str, str], list[str]] = {}
         self._own = _own_words(topics)
         self._telling = {t.name: _telling(t, self._own[t.name]) for t in topics if not t.general}
         # Questions of any topic with gaps (None) where that topic's own words stood.
@@ -365,12 +371,12 @@ class Dialogues:
     def _answer(
         self, topic: Topic, feeling: str, degree: str, prefix: str = "", second: str = ""
     ) -> list[tuple[str, str]]:
-        """The lines of an answer, each with its feeling before it."""
-        answer = [(feeling, self._draw(topic, prefix + feeling))]
+        """The lines of an answer, each with its feeling before it; of two feelings in the catalogue's order."""
         if second:
-            answer.append((second, self._draw(topic, prefix + second)))
-            self.random.shuffle(answer)
-        elif degree == "little":  # sober first, and only then the feeling
+            both = sorted((feeling, second), key=EMOTIONS.index)
+            return [(each, self._draw(topic, prefix + each)) for each in both]
+        answer = [(feeling, self._draw(topic, prefix + feeling))]
+        if degree == "little":  # sober first, and only then the feeling
             answer.insert(0, ("plain", self._draw(topic, prefix + "plain")))
         elif degree == "very":
             answer.append((feeling, self._draw(topic, "more " + feeling)))
@@ -462,22 +468,58 @@ class Dialogues:
         answer = f"We are talking about this: {topic.title}."
         return [Turn("user", asked), Turn("assistant", answer, topic=topic.name)]
 
-    def _by_keyword(self, topic: Topic, section: str) -> tuple[str, str]:
-        """A question that only names a thing, and an answer of ``section`` that mentions this thing."""
-        keyword = self.random.choice([w for w in self._telling[topic.name] if w in topic.keywords])
-        fitting = [r for ln in topic.sections[section] for r in expand(ln.text) if mentions(r, (keyword,))]
-        if not fitting:
-            return self._question(topic, section), self._draw(topic, section)
+    def _fitting(self, topic: Topic, section: str, keyword: str) -> list[str]:
+        """The answers of ``section`` that mention ``keyword``."""
+        key = topic.name, section, keyword
+        if key not in self._found:
+            readings = [r for ln in topic.sections[section] for r in expand(ln.text)]
+            self._found[key] = [r for r in readings if mentions(r, (keyword,))]
+        return self._found[key]
+
+    def _named(self, topic: Topic, keyword: str) -> str:
+        """A question that only names a thing."""
         thing = keyword
         if self.random.random() < 0.3:
             thing += "s" * (not keyword.endswith("s"))
         elif self.random.random() < 0.3:
             thing = f"{keyword} and the {self.random.choice(list(self._telling[topic.name]))}"
-        answer = self.random.choice(fitting)
         if self.random.random() < 0.6:
-            return self._careless(self._filled(topic, thing), whole=True), answer
+            return self._careless(self._filled(topic, thing), whole=True)
         question = self.random.choice(self.naming).format(thing=thing)
-        return self._careless(question[0].upper() + question[1:]), answer
+        return self._careless(question[0].upper() + question[1:])
+
+    def _reply(
+        self, topic: Topic, feeling: str, second: str, degree: str, prefix: str, keyword: str, free: bool, pushed: bool
+    ) -> Turn:
+        """One answer. ``free``: no instruction says how to feel, so vectors do; ``pushed``: they did before."""
+        r = self.random
+        push: tuple[tuple[str, float], ...] = ()
+        asked = "" if second or pushed or degree not in ("", "emotional") else feeling
+        if free and feeling != "plain":
+            asked, (low, full) = "", SHOWN
+            strength = r.uniform(full, MOST)
+            if not second and r.random() < 0.25:  # half a dose shows half of the time
+                strength = r.uniform(low, full)
+            push = tuple((e, strength * (0.7 if second else 1.0)) for e in (feeling, second) if e)
+            if r.random() > (strength - low) / (full - low):
+                feeling, degree = "plain", ""
+        fitting = self._fitting(topic, feeling, keyword) if keyword else []
+        answer = [(feeling, r.choice(fitting))] if fitting else self._answer(topic, feeling, degree, prefix, second)
+        content, lines = "", []
+        if degree == "emotional" and not second and r.random() < 0.2:
+            # Begun in another mood: the one asked for takes over at the next sentence.
+            content, asked = self._draw(topic, prefix + r.choice(("plain", "plain", *EMOTIONS))), ""
+        given = len(content)
+        for felt, line in answer:
+            content += " " * bool(content)
+            lines.append((len(content), felt))
+            content += line
+        return Turn("assistant", content, given, topic.name, asked, push, tuple(lines))
+
+    def _second(self, feeling: str) -> str:
+        """Sometimes an emotion to go with ``feeling``, otherwise none."""
+        r = self.random
+        return r.choice([e for e in EMOTIONS if e != feeling]) if r.random() < 0.45 else ""
 
     def _dialogue(self, topic: Topic, feeling: str) -> list[Turn]:
         r = self.random
@@ -489,14 +531,13 @@ class Dialogues:
             kind = "neutral" if r.random() < 0.25 else ""
         else:
             kind = r.choices(("emotional", "little", "very"), (0.84, 0.08, 0.08))[0]
-        second = ""
-        if kind == "emotional" and r.random() < 0.45:
-            second = r.choice([e for e in EMOTIONS if e != feeling])
+        second = self._second(feeling) if kind == "emotional" else ""
         steered = kind == "emotional" and r.random() < STEERED
         instruction = self.instruction(kind, feeling, *filter(None, [second])) if kind and not steered else ""
         turns = [Turn("system", instruction)] if instruction and where == "system" else []
         # An instruction in a user turn rules that answer only; later ones are plain again.
-        for exchange in range(r.choices((1, 2, 3, 4), (0.5, 0.25, 0.15, 0.1))[0]):
+        exchanges = r.choices((1, 2, 3, 4), (0.5, 0.25, 0.15, 0.1))[0]
+        for exchange in range(exchanges):
             if exchange and r.random() < 0.5:
                 question, prefix = r.choice(self.followups), "more "
             else:
@@ -511,36 +552,34 @@ class Dialogues:
                 now, second = r.choice(("plain", "plain", *EMOTIONS)), ""
                 degree = "emotional" if now != "plain" else ""
                 instruction = self.instruction(degree, now) if degree else ""
-            asked = "" if steered or second or kind == "neutral" or degree not in ("", "emotional") else now
-            push: tuple[tuple[str, float], ...] = ()
-            if steered and now != "plain":
-                strength = r.uniform(0.5, 1.5)
-                if not second and r.random() < 0.25:  # half a dose shows half of the time
-                    strength = r.uniform(0.15, 0.5)
-                push = tuple((e, strength * (0.7 if second else 1.0)) for e in (now, second) if e)
-                if r.random() > (strength - 0.15) / 0.3:
-                    now, degree = "plain", ""
-            answer: list[tuple[str, str]] = []
-            question = question or self._question(topic, now)
+            keyword = ""
             by_keyword = not prefix and not second and not topic.general and degree not in ("little", "very")
             if by_keyword and r.random() < 0.35:
-                question, line = self._by_keyword(topic, now)
-                answer = [(now, line)]
+                keyword = r.choice([w for w in self._telling[topic.name] if w in topic.keywords])
+                keyword = keyword if self._fitting(topic, now, keyword) else ""
+            question = question or (self._named(topic, keyword) if keyword else self._question(topic, now))
             if where == "user" and instruction:
                 question = f"{instruction}\n\n{question}" if r.random() < 0.7 else f"{question}\n\n{instruction}"
-            answer = answer or self._answer(topic, now, degree, prefix, second)
-            given = ""
-            if degree == "emotional" and not second and r.random() < 0.2:
-                # Begun in another mood: the one asked for takes over at the next sentence.
-                given = self._draw(topic, prefix + r.choice(("plain", "plain", *EMOTIONS)))
             turns.append(Turn("user", question))
-            asked = "" if given else asked
-            content, lines = given, []
-            for felt, line in answer:
-                content += " " * bool(content)
-                lines.append((len(content), felt))
-                content += line
-            turns.append(Turn("assistant", content, len(given), topic.name, asked, push, tuple(lines)))
+            settings = [(now, second, degree)]
+            if exchange + 1 == exchanges:
+                if instruction:
+                    settings *= ANSWERS
+                else:
+                    others = r.sample([e for e in ("plain", *EMOTIONS) if e != now], ANSWERS - 1)
+                    settings += [
+                        (e, "", "") if e == "plain" else (e, "" if keyword else self._second(e), "emotional")
+                        for e in others
+                    ]
+            said: set[str] = set()
+            pushed = any(turn.push for turn in turns)
+            for setting in settings:
+                if said and keyword and not self._fitting(topic, setting[0], keyword):
+                    continue
+                reply = self._reply(topic, *setting, prefix, keyword, not instruction, pushed)
+                if reply.content not in said:
+                    turns.append(reply)
+                    said.add(reply.content)
         return turns
 
 

@@ -57,7 +57,7 @@ LENGTH_STEP = 16
 TOPIC_WEIGHT = 0.3
 FELT_WEIGHT = 0.2
 SHARPER = 1.3  # times the final norm's weights when it ships: temperature 0.7 then chooses as 0.54 would
-SHARE = "0.33"  # of the strongest fluent dose: so half of it is half-felt
+SHARE = "0.45"  # of the strongest fluent dose: so half of it is half-felt
 EXTRACT = ["--batch-size", "32", "--max-tokens", "60", "--no-calibrate"]
 STAGE = "| {millions} million | {rate} | {layers} × {width}, {feed} |"  # a row of the card
 ROUNDED = 0.1  # last share of the steps, taken with the weights rounded as they will be
@@ -65,10 +65,13 @@ SPOILT = 0.25  # most of a reply's words replaced, at first; none at last
 ODD = 0.2  # most of the other messages' words replaced
 RESIDUAL, RESIDUAL_STRENGTH = 0.35, 0.4  # share of pushes at layer outputs; there each layer's adds to those before
 COMMON, APART = 0.3, 0.05  # most that the emotions' vectors may share of their squared length; weight of keeping to it
-MEMORY = 0.995  # per step, of the running means
+MEMORY = 0.998  # per step, of the running means
 ENOUGH = 200  # tokens seen in each setting before pushes begin
 REPLIES, LEAK = 256, 0.6  # replies remembered; most that they mix into a vector, of their own distance from the mean
 WRITES = ("o_proj.weight", "down_proj.weight")  # matrices through which a layer adds to the stream
+LONGEST = 224  # tokens of a row, several answers in it
+EMBEDDED = 0.5  # size of the embeddings at first: a word must be seen through what layers write beside it
+TABLE_RATE = 4.0  # times the matrices' learning rate, for embeddings and norms
 OTHER_WEIGHT = 0.02  # loss weight of tokens that are not the companion's: they teach words, not answers
 
 
@@ -77,14 +80,14 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--work", type=Path, default=ROOT / "build" / "embedded", help="checkpoints and logs")
     p.add_argument("--output", type=Path, default=SHIPPED, help="folder of the shipped model")
     p.add_argument("--topics", nargs="*", metavar="NAME", help="only these topics of the corpus")
-    p.add_argument("--steps", type=int, default=12000)
-    p.add_argument("--tokens", type=int, default=4096, help="tokens a step")
+    p.add_argument("--steps", type=int, default=7000)
+    p.add_argument("--tokens", type=int, default=2048, help="tokens a step")
     p.add_argument("--context", type=int, default=192, help="most tokens of a dialogue")
     p.add_argument("--width", type=int, default=256)
     p.add_argument("--layers", type=int, default=8)
     p.add_argument("--feed", type=int, default=1536, help="width of the feed-forward parts")
     p.add_argument("--vocabulary", type=int, default=3072)
-    p.add_argument("--rate", type=float, default=2e-3, help="peak learning rate")
+    p.add_argument("--rate", type=float, default=2.5e-3, help="peak learning rate of the layers")
     p.add_argument("--dtype", default="float32", choices=("float16", "bfloat16", "float32"))
     p.add_argument("--bits", type=int, default=6)
     p.add_argument("--seed", type=int, default=1)
@@ -151,12 +154,16 @@ def make_tokenizer(topics: list[Topic], args: argparse.Namespace):
 class Row:
     """A dialogue as token ids. Lists are as long as ``ids``; numbers are -1 where there is nothing to say.
 
-    ``weights``: loss weights. ``about``: a reply's topic, at each of its tokens. ``asked``: the setting of a reply's
-    tokens, 0 plain, then one of the emotions. ``pushes``: (start, stop, strength per emotion). ``felt``: before each
-    token of a reply, 1 for the emotion of the line that it stands in, 0 for each other.
+    ``places``: positions, the same for several answers to one message. ``branch``: which of these a token belongs to,
+    from 2 on, or 0 for what comes before them. ``weights``: loss weights. ``about``: a reply's topic, at each of its
+    tokens. ``asked``: the setting of a reply's tokens, 0 plain, then one of the emotions. ``pushes``: (start, stop,
+    strength per emotion). ``felt``: before each token of a reply, 1 for the emotion of the line that it stands in, 0
+    for each other.
     """
 
     ids: list[int]
+    places: list[int]
+    branch: list[int]
     weights: list[float]
     about: list[int]
     asked: list[int]
@@ -165,10 +172,13 @@ class Row:
 
 
 class Encoder:
-    """Dialogues to rows of at most ``longest`` tokens."""
+    """Dialogues to rows: ``longest`` tokens at most for one that is gone through with one answer.
+
+    Of several answers to a message as many are in the row as ``LONGEST`` has place for. None of them sees another.
+    """
 
     def __init__(self, tokenizer, topics: list[Topic], longest: int) -> None:
-        self.tokenizer, self.longest = tokenizer, longest
+        self.tokenizer, self.longest, self.most = tokenizer, longest, max(longest, LONGEST)
         self.numbers = {t.name: n for n, t in enumerate(topics)}
         self.newline = self.ids("\n")
         self.start, self.end, self.pad = tokenizer.convert_tokens_to_ids([IM_START, IM_END, PAD])
@@ -179,19 +189,32 @@ class Encoder:
 
     def __call__(self, dialogue: list[Turn]) -> Row:
         ids: list[int] = []
+        places: list[int] = []
+        branch: list[int] = []
         weights: list[float] = []
         about: list[int] = []
         asked: list[int] = []
         pushes: list[tuple[int, int, list[float]]] = []
         felt: list[list[float]] = []
         unknown = [-1.0] * len(EMOTIONS)
-        for turn in dialogue:
+        shared = answers = 0
+        for n, turn in enumerate(dialogue):
+            if not answers and [t.role for t in dialogue[n : n + 2]] == ["assistant"] * 2:
+                shared, answers = len(ids), 1  # the answers have numbers from 2 on
             given = self.ids(turn.content[: turn.given])
             # A line's space before it belongs to its first token.
             cuts = [turn.given, *(at - 1 for at, _ in turn.lines[1:]), len(turn.content)]
             lines = [self.ids(turn.content[a:b]) for a, b in itertools.pairwise(cuts)]
             lines[-1].append(self.end)
             head, body = self.roles[turn.role] + given, [token for line in lines for token in line]
+            whole = len(head) + len(body) + len(self.newline)
+            begin = len(ids)
+            if answers:
+                if shared + whole > self.longest or begin + whole > self.most:
+                    break
+                begin, answers = shared, answers + 1
+            places += range(begin, begin + whole)
+            branch += [answers] * whole
             ids += head + body + self.newline
             kept = [OTHER_WEIGHT] * len(body)
             if turn.role == "assistant":
@@ -212,18 +235,24 @@ class Encoder:
             if turn.push:
                 strengths = dict(turn.push)
                 pushes.append((start, start + len(body), [strengths.get(e, 0.0) for e in EMOTIONS]))
-        n = self.longest
-        return Row(ids[:n], weights[:n], about[:n], asked[:n], pushes, felt[:n])
+        n = self.most if answers > 1 else self.longest
+        return Row(ids[:n], places[:n], branch[:n], weights[:n], about[:n], asked[:n], pushes, felt[:n])
 
 
 def padded(lists: list[list], length: int, filler: Any) -> np.ndarray:
     return np.array([x + [filler] * (length - len(x)) for x in lists])
 
 
-def batches(topics: list[Topic], encoder: Encoder, args: argparse.Namespace, step: int) -> Iterator[tuple]:
-    """Batches of (ids, weights, about, asked, felt, pushes) from ``step`` on, each about ``--tokens`` large.
+def in_steps(length: int) -> int:
+    """``length`` rounded up, so that the few shapes there are can reuse their memory."""
+    return -(-length // LENGTH_STEP) * LENGTH_STEP
 
-    ``pushes`` are ``[2 sites, rows, tokens, emotions]``: a row is pushed at one site, all along.
+
+def batches(topics: list[Topic], encoder: Encoder, args: argparse.Namespace, step: int) -> Iterator[tuple]:
+    """Batches from ``step`` on, each about ``--tokens`` large.
+
+    They are (ids, places, branch, weights, about, asked, felt, pushes). ``pushes`` are ``[2 sites, rows, tokens,
+    emotions]``: a row is pushed at one site, all along.
 
     A row is one dialogue from its first token, as in use: laid end to end in long rows, the model
     learned to say answers but not to which question. Dialogues of like length go together, so that
@@ -234,20 +263,20 @@ def batches(topics: list[Topic], encoder: Encoder, args: argparse.Namespace, ste
         dialogues = iter(Dialogues(topics, args.seed * 1_000_003 + step // block))
         order = random.Random(f"{args.seed} {step}")
         ready: list[list[Row]] = []
-        shelves: dict[int, list[Row]] = {}
+        rest: list[Row] = []
         for _ in range(block):
-            if not ready:
-                while len(ready) < 16:
-                    row = encoder(next(dialogues))
-                    # Lengths in steps, so that the few shapes there are can reuse their memory.
-                    length = -(-len(row.ids) // LENGTH_STEP) * LENGTH_STEP
-                    shelf = shelves.setdefault(length, [])
-                    shelf.append(row)
-                    if len(shelf) * length >= args.tokens:
-                        ready.append(shelves.pop(length))
+            while not ready:
+                rows, rest = rest, []
+                while sum(len(row.ids) for row in rows) < 16 * args.tokens:
+                    rows.append(encoder(next(dialogues)))
+                for row in sorted(rows, key=lambda row: -len(row.ids)):
+                    if (len(rest) + 1) * in_steps(len((rest or [row])[0].ids)) > args.tokens and rest:
+                        ready.append(rest)
+                        rest = []
+                    rest.append(row)
                 order.shuffle(ready)
             chunk = ready.pop()
-            longest = -(-max(len(row.ids) for row in chunk) // LENGTH_STEP) * LENGTH_STEP
+            longest = in_steps(max(len(row.ids) for row in chunk))
             pushes = np.zeros((2, len(chunk), longest, len(EMOTIONS)), np.float32)
             for n, row in enumerate(chunk):
                 site = int(order.random() < RESIDUAL)
@@ -256,6 +285,8 @@ def batches(topics: list[Topic], encoder: Encoder, args: argparse.Namespace, ste
 
             yield (
                 padded([row.ids for row in chunk], longest, encoder.pad),
+                padded([row.places for row in chunk], longest, 0),
+                padded([row.branch for row in chunk], longest, 0),
                 padded([row.weights for row in chunk], longest, 0.0).astype(np.float32),
                 padded([row.about for row in chunk], longest, -1),
                 padded([row.asked for row in chunk], longest, -1),
@@ -384,17 +415,17 @@ class Shifts:
         return 2 * ((shift * shared).sum(-1) * weight).sum() / weight.shape[1]
 
 
-def block(layer, x, turn, members, pushes, vectors):
+def block(layer, x, turn, seen, members, pushes, vectors):
     """One layer's pass with what steering adds, and the sums by setting of what attention and the layer put out.
 
     Written out because the library's own takes half as long again.
 
-    ``x`` is ``[B, T, d]``, ``turn`` the cosines and sines of positions, ``members`` ``[B, T, settings]``, ``pushes``
-    ``[2, B, T, emotions]``, ``vectors`` ``[2, B, emotions, d]``, the sums ``[2, B, settings, d]``.
+    ``x`` is ``[B, T, d]``, ``turn`` the cosines and sines of positions, ``seen`` ``[B, 1, T, T]`` what attention may
+    see, ``members`` ``[B, T, settings]``, ``pushes`` ``[2, B, T, emotions]``, ``vectors`` ``[2, B, emotions, d]``, the
+    sums ``[2, B, settings, d]``.
     """
     (rows, length, _), (cos, sin) = x.shape, turn
     size = cos.shape[-1]
-    later = torch.ones(length, length, dtype=torch.bool, device=x.device).triu(1)
 
     def heads(projection, h: torch.Tensor) -> torch.Tensor:
         return projection(h).view(rows, length, -1, size).transpose(1, 2)
@@ -416,27 +447,29 @@ def block(layer, x, turn, members, pushes, vectors):
     attention = layer.self_attn
     h = narrow(layer.input_layernorm(x))
     q, k = turned(heads(attention.q_proj, h)), turned(heads(attention.k_proj, h))
-    seen = (q @ k.mT / size**0.5).float().masked_fill(later, -torch.inf).softmax(-1).to(q.dtype)
-    h = (seen @ heads(attention.v_proj, h)).transpose(1, 2).reshape(rows, length, -1)
+    h = F.scaled_dot_product_attention(q, k, heads(attention.v_proj, h), attn_mask=seen)
+    h = h.transpose(1, 2).reshape(rows, length, -1)
     h, at_attention = steered(0, attention.o_proj(h))
     x = x + h
     x, at_residual = steered(1, x + layer.mlp(narrow(layer.post_attention_layernorm(x))))
     return x, torch.stack((at_attention, at_residual))
 
 
-def passed(model: LlamaForCausalLM, ids: torch.Tensor, members, pushes, vectors):
+def passed(model: LlamaForCausalLM, ids: torch.Tensor, places, branch, members, pushes, vectors):
     """The last layer's states ``[B, T, d]``, the middle one's, and the sums ``[2, B, settings, layers, d]``.
 
-    Arguments are those of ``block``, ``vectors`` for all layers: ``[2, B or 1, emotions, layers, d]``.
+    Arguments are those of ``Row`` and ``block``, ``vectors`` for all layers: ``[2, B or 1, emotions, layers, d]``.
     """
     body, config = model.model, model.config
     size = config.hidden_size // config.num_attention_heads
     rates = config.rope_parameters["rope_theta"] ** (-torch.arange(0, size, 2, device=ids.device) / size)
-    angles = (torch.arange(ids.shape[1], device=ids.device)[:, None] * rates).repeat(1, 2)
+    angles = (places[:, None, :, None] * rates).repeat(1, 1, 1, 2)
     turn = angles.cos(), angles.sin()
+    seen = (branch[:, None] == 0) | (branch[:, None] == branch[:, :, None])  # [B, from, to]
+    seen = seen.tril()[:, None]
     x, sums = body.embed_tokens(ids), []
     for n, layer in enumerate(body.layers):
-        x, found = block(layer, x, turn, members, pushes, vectors[..., n, :])
+        x, found = block(layer, x, turn, seen, members, pushes, vectors[..., n, :])
         sums.append(found)
         if n + 1 == len(body.layers) // 2:
             middle = x
@@ -507,14 +540,16 @@ def held_out_loss(model, shifts: Shifts, topics: list[Topic], encoder: Encoder, 
                 push = ((feeling, 1.0),)
             elif name == "mixed":
                 push = ((feeling, 0.7), (second, 0.7))
-                answer += f" {expand(topic.sections[second][0].text)[0]}"
+                both = sorted((feeling, second), key=EMOTIONS.index)
+                answer = " ".join(expand(topic.sections[e][0].text)[0] for e in both)
             row = encoder([Turn("user", question), Turn("assistant", answer, push=push)])
             ids = torch.tensor([row.ids], device=device)
             pushes = torch.zeros(2, 1, len(row.ids) - 1, len(EMOTIONS), device=device)
             for start, stop, strengths in row.pushes:
                 pushes[0, 0, start:stop] = torch.tensor(strengths, device=device)
             members = torch.zeros(1, len(row.ids) - 1, 1 + len(EMOTIONS), device=device)
-            last = passed(model, ids[:, :-1], members, pushes, shifts.vectors[:, None])[0]
+            places, branch = (torch.tensor([x], device=device)[:, :-1] for x in (row.places, row.branch))
+            last = passed(model, ids[:, :-1], places, branch, members, pushes, shifts.vectors[:, None])[0]
             each = F.cross_entropy(model.lm_head(last)[0].float(), ids[0, 1:], reduction="none")
             own = each[torch.tensor(row.weights[1:], device=device) >= 1]
             total, count = total + own.sum().item(), count + len(own)
@@ -538,14 +573,24 @@ def bfloat16_is_faster(device: str) -> bool:
 
 
 def optimizers_of(model: LlamaForCausalLM, heads: Heads, rate: float) -> list[torch.optim.Optimizer]:
-    """Muon for the layers' matrices, which it teaches rare lines in fewer steps; AdamW for the rest."""
+    """Muon for the layers' matrices, which it teaches rare lines in fewer steps; AdamW for the rest.
+
+    Embeddings and norms have a rate of their own; each group keeps its ``highest``: the schedule takes a share of it.
+    """
     matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
     inside = {id(p) for p in matrices}
-    rest = [p for p in (*model.parameters(), *heads.parameters()) if id(p) not in inside]
-    return [
-        torch.optim.Muon(matrices, lr=rate, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.98), weight_decay=0.05, fused=True),
+    rest = [
+        {"params": [p for p in model.parameters() if id(p) not in inside], "lr": rate * TABLE_RATE},
+        {"params": list(heads.parameters()), "lr": rate},
     ]
+    taught = [
+        torch.optim.Muon(matrices, lr=rate, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, betas=(0.9, 0.98), weight_decay=0.05, fused=True),
+    ]
+    for optimizer in taught:
+        for group in optimizer.param_groups:
+            group["highest"] = group["lr"]
+    return taught
 
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:
@@ -577,6 +622,12 @@ def grow(model: LlamaForCausalLM, weights: dict[str, torch.Tensor]) -> None:
         old = weights.get(name)
         if name.endswith(WRITES) or (old is not None and "embed_tokens" in name):
             parameter.zero_()
+        elif "embed_tokens" in name:
+            parameter.normal_(std=EMBEDDED)
+        elif name == "model.norm.weight":
+            parameter.fill_(0.02 / EMBEDDED)  # so that no word is much likelier than another at first
+        elif parameter.ndim == 2:
+            parameter.normal_(std=parameter.shape[1] ** -0.5)  # what it reads stays as large as it was
         if old is None:
             continue
         if parameter.ndim == 1:
@@ -620,7 +671,7 @@ def train(topics: list[Topic], tokenizer, args: argparse.Namespace) -> tuple[Lla
         )
     ).to(device)
     shifts = Shifts(model.config, device)
-    warmup = min(200, args.steps // 10)
+    warmup = min(100, args.steps // 10)
 
     def rate(step: int) -> float:
         if step < warmup:
@@ -665,12 +716,14 @@ def train(topics: list[Topic], tokenizer, args: argparse.Namespace) -> tuple[Lla
         for step in range(first, args.steps):
             if step % args.checkpoint_every == 0:  # a resumed run draws as one that never stopped
                 torch.manual_seed(args.seed * 1_000_003 + step)
-            ids, weights, about, asked, felt, pushes = (torch.from_numpy(a).to(device) for a in coming.result())
+            ids, places, branch, weights, about, asked, felt, pushes = (
+                torch.from_numpy(a).to(device) for a in coming.result()
+            )
             coming = behind.submit(next, feed)
-            if not shifts.ready:  # nothing yet to push with: these rows wait
-                weights = weights * (pushes.abs().sum((0, 2, 3)) == 0)[:, None]
+            if not shifts.ready:  # nothing yet to push with: these answers wait
+                weights[:, 1:] *= (pushes.abs().sum((0, 3)) == 0)[:, :-1]
             for group in all_groups:
-                group["lr"] = args.rate * rate(step)
+                group["lr"] = group["highest"] * rate(step)
             late = step >= args.steps * (1 - ROUNDED)
             inputs = spoilt(ids, weights, SPOILT * (1 - step / args.steps))
             members = F.one_hot(asked[:, :-1] + 1, 2 + len(EMOTIONS))[..., 1:].float()
@@ -678,7 +731,13 @@ def train(topics: list[Topic], tokenizer, args: argparse.Namespace) -> tuple[Lla
             with Rounded(model, args.bits) if late else contextlib.nullcontext():
                 with torch.autocast(device, dtype=torch.bfloat16, enabled=low):
                     last, middle, sums = passed(
-                        model, inputs[:, :-1], members, pushes[:, :, :-1], shifts.found(len(ids))
+                        model,
+                        inputs[:, :-1],
+                        places[:, :-1],
+                        branch[:, :-1],
+                        members,
+                        pushes[:, :, :-1],
+                        shifts.found(len(ids)),
                     )
                     middle = middle if step >= warmup else middle.detach()  # heads that know nothing teach nothing
                     loss, topic_loss, felt_loss = ends(

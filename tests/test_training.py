@@ -42,13 +42,15 @@ def ids():
     return torch.randint(0, 96, (3, 17), generator=torch.Generator().manual_seed(1))
 
 
-def run(model, ids, asked=None, pushes=None, vectors=None):
+def run(model, ids, asked=None, pushes=None, vectors=None, places=None, branch=None):
     layers, width = model.config.num_hidden_layers, model.config.hidden_size
     asked = torch.full(ids.shape, -1) if asked is None else asked
     members = torch.nn.functional.one_hot(asked + 1, EMOTIONS + 2)[..., 1:].float()
     pushes = torch.zeros(2, *ids.shape, EMOTIONS) if pushes is None else pushes
     vectors = torch.zeros(2, EMOTIONS, layers, width) if vectors is None else vectors
-    return trainer.passed(model, ids, members, pushes, vectors[:, None])
+    places = torch.arange(ids.shape[1]).expand(ids.shape) if places is None else places
+    branch = torch.zeros_like(ids) if branch is None else branch
+    return trainer.passed(model, ids, places, branch, members, pushes, vectors[:, None])
 
 
 @torch.no_grad()
@@ -131,10 +133,59 @@ def test_vectors_are_found_as_from_few_replies():
     assert away[..., 64:].abs().max() < 1e-3
 
 
-def test_each_line_of_a_reply_begins_with_weight_and_has_its_own_feeling():
+@pytest.fixture(scope="module")
+def encoder():
     topics = [t for t in trainer.load_corpus() if t.name in ("cat", "dog")]
     sizes = SimpleNamespace(vocabulary=400, seed=1, context=192)
-    encoder = trainer.Encoder(trainer.make_tokenizer(topics, sizes), topics, 192)
+    return trainer.Encoder(trainer.make_tokenizer(topics, sizes), topics, 192)
+
+
+@torch.no_grad()
+def test_answers_side_by_side_are_as_each_by_itself(encoder):
+    before = [trainer.Turn("user", "A cat?"), trainer.Turn("assistant", "A cat."), trainer.Turn("user", "And now?")]
+    answers = [
+        trainer.Turn("assistant", "It sleeps.", topic="cat", asked="plain", lines=((0, "plain"),)),
+        trainer.Turn("assistant", "I love it so!", topic="cat", push=(("joy", 0.8),), lines=((0, "joy"),)),
+        trainer.Turn("assistant", "It is gone. I cry.", topic="dog", push=(("sadness", 1.2), ("fear", 0.5))),
+    ]
+    model = tiny()
+    model.resize_token_embeddings(400)
+    vectors = torch.randn(2, EMOTIONS, 2, 128)
+
+    def states(row):
+        pushes = torch.zeros(2, 1, len(row.ids), EMOTIONS)
+        for start, stop, strengths in row.pushes:
+            pushes[0, 0, start:stop] = torch.tensor(strengths)
+        ids, asked, places, branch = (torch.tensor([x]) for x in (row.ids, row.asked, row.places, row.branch))
+        return run(model, ids, asked, pushes, vectors, places, branch)[0][0]
+
+    together = encoder([*before, *answers])
+    all_states, at = states(together), 0
+    for answer in answers:
+        alone = encoder([*before, answer])
+        shared = together.branch.index(2)
+        if not at:
+            torch.testing.assert_close(all_states[:shared], states(alone)[:shared])
+        at, stop = at or shared, (at or shared) + len(alone.ids) - shared
+        torch.testing.assert_close(all_states[at:stop], states(alone)[shared:], rtol=1e-4, atol=1e-4)
+        for name in ("ids", "places", "weights", "about", "asked", "felt"):
+            assert getattr(together, name)[at:stop] == getattr(alone, name)[shared:], name
+        at = stop
+    assert at == len(together.ids)
+
+
+def test_answers_that_have_no_place_are_left_out(encoder):
+    line = "It sleeps on the old chair by the door all day. "
+    said = [trainer.Turn("assistant", line * n) for n in (1, 2, 9, 1)]
+    row = encoder([trainer.Turn("user", "And the cat?"), *said])
+    text = encoder.tokenizer.decode(row.ids)
+    assert len(row.ids) <= trainer.LONGEST
+    assert max(row.places) < 192
+    assert text.count("assistant") == len({*row.branch}) - 1 == 2
+    assert row.ids.count(encoder.end) == text.count("assistant") + 1
+
+
+def test_each_line_of_a_reply_begins_with_weight_and_has_its_own_feeling(encoder):
     said, given, lines = (
         "Hello.",
         "The cat is here.",
@@ -244,7 +295,8 @@ def test_the_model_that_is_built_has_its_record_and_can_be_gone_on_from(build, t
     record = json.loads((tmp_path / "first" / "training.json").read_text())
     assert record["topics"] == ["cat", "dog"]
     weights = trainer.weights_of(tmp_path / "first")
-    assert torch.allclose(weights["model.norm.weight"], torch.ones(64), atol=0.1)
+    trained = torch.load(tmp_path / "first-work" / "checkpoint.pt", weights_only=True)["model"]
+    torch.testing.assert_close(weights["model.norm.weight"], trained["model.norm.weight"])
     assert "2 topic files" in (tmp_path / "first" / "README.md").read_text()
     build("second", "--start", str(tmp_path / "first"), "--feed", "128", "--rate", "1e-9")
     grown = trainer.weights_of(tmp_path / "second")["model.layers.0.mlp.up_proj.weight"]
