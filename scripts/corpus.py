@@ -27,7 +27,7 @@ GAP, TELLING = 0.15, 0.3  # share of a word's lines in one topic: leaves a gap i
 WORD = 0.3  # weight of a word listed in `words` beside those
 ANSWERS = 3  # to the last message of a dialogue, side by side
 SHOWN = (0.2, 0.7)  # dose from which an emotion may show, and from which it does
-MOST = 1.6  # dose
+MOST = 1.6  # largest dose
 
 # Section name -> fewest lines. `held out` must have exactly that many.
 SECTIONS = {

@@ -155,7 +155,7 @@ class Row:
     """A dialogue as token ids. Lists are as long as ``ids``; numbers are -1 where there is nothing to say.
 
     ``places``: positions, the same for several answers to one message. ``branch``: which of these a token belongs to,
-    from 2 on, or 0 for what comes before them. ``weights``: loss weights. ``about``: a reply's topic, at each of its
+    from 1 on, or 0 for what comes before them. ``weights``: loss weights. ``about``: a reply's topic, at each of its
     tokens. ``asked``: the setting of a reply's tokens, 0 plain, then one of the emotions. ``pushes``: (start, stop,
     strength per emotion). ``felt``: before each token of a reply, 1 for the emotion of the line that it stands in, 0
     for each other.
@@ -197,10 +197,10 @@ class Encoder:
         pushes: list[tuple[int, int, list[float]]] = []
         felt: list[list[float]] = []
         unknown = [-1.0] * len(EMOTIONS)
-        shared = answers = 0
+        pairs = itertools.pairwise(dialogue)
+        first = next((n for n, (a, b) in enumerate(pairs) if a.role == b.role), len(dialogue))  # of several answers
+        shared = answer = 0
         for n, turn in enumerate(dialogue):
-            if not answers and [t.role for t in dialogue[n : n + 2]] == ["assistant"] * 2:
-                shared, answers = len(ids), 1  # the answers have numbers from 2 on
             given = self.ids(turn.content[: turn.given])
             # A line's space before it belongs to its first token.
             cuts = [turn.given, *(at - 1 for at, _ in turn.lines[1:]), len(turn.content)]
@@ -209,12 +209,13 @@ class Encoder:
             head, body = self.roles[turn.role] + given, [token for line in lines for token in line]
             whole = len(head) + len(body) + len(self.newline)
             begin = len(ids)
-            if answers:
+            if n >= first:
+                shared = shared or begin
                 if shared + whole > self.longest or begin + whole > self.most:
                     break
-                begin, answers = shared, answers + 1
+                begin, answer = shared, n - first + 1
             places += range(begin, begin + whole)
-            branch += [answers] * whole
+            branch += [answer] * whole
             ids += head + body + self.newline
             kept = [OTHER_WEIGHT] * len(body)
             if turn.role == "assistant":
@@ -235,7 +236,7 @@ class Encoder:
             if turn.push:
                 strengths = dict(turn.push)
                 pushes.append((start, start + len(body), [strengths.get(e, 0.0) for e in EMOTIONS]))
-        n = self.most if answers > 1 else self.longest
+        n = self.most if answer else self.longest
         return Row(ids[:n], places[:n], branch[:n], weights[:n], about[:n], asked[:n], pushes, felt[:n])
 
 
@@ -267,16 +268,18 @@ def batches(topics: list[Topic], encoder: Encoder, args: argparse.Namespace, ste
         for _ in range(block):
             while not ready:
                 rows, rest = rest, []
-                while sum(len(row.ids) for row in rows) < 16 * args.tokens:
+                gathered = sum(len(row.ids) for row in rows)
+                while gathered < 16 * args.tokens:
                     rows.append(encoder(next(dialogues)))
+                    gathered += len(rows[-1].ids)
                 for row in sorted(rows, key=lambda row: -len(row.ids)):
-                    if (len(rest) + 1) * in_steps(len((rest or [row])[0].ids)) > args.tokens and rest:
+                    if rest and (len(rest) + 1) * in_steps(len(rest[0].ids)) > args.tokens:
                         ready.append(rest)
                         rest = []
                     rest.append(row)
                 order.shuffle(ready)
             chunk = ready.pop()
-            longest = in_steps(max(len(row.ids) for row in chunk))
+            longest = in_steps(len(chunk[0].ids))
             pushes = np.zeros((2, len(chunk), longest, len(EMOTIONS)), np.float32)
             for n, row in enumerate(chunk):
                 site = int(order.random() < RESIDUAL)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .options import ADAPTER, MODEL, SITE, TRUST, Range, say, say_doubts
+from .options import ADAPTER, MODEL, SITE, TRUST, Range, name_width, say, say_doubts
 from .progress import progress_bar, stop_on_interrupt
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def command(
             calibration.forget()
 
         loaded.run(work)
-    wide = max(12, *(len(name) + 2 for name in vectors))
+    wide = name_width(vectors)
     for name, entry in vectors.info.emotions.items():
         say(f"{name:{wide}}{entry['scale']:g}")
     click.echo(f"{'base':{wide}}{vectors.info.base_scale:g}")

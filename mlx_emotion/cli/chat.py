@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import MLXEmotionError, UsageError
-from ..options import check_seed
+from ..options import check_seed, check_text
 from .options import early_feeling, generation_options, load, one_line, session_options
 
 if TYPE_CHECKING:
@@ -97,7 +97,6 @@ class PlainChat:
 
     def run(self) -> int:
         """Until the lines end. Returns the exit status: that of the last line of a pipe that went wrong, else 0."""
-        from ..options import check_text
         from ..store import Exchange
         from . import fail
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -172,6 +172,11 @@ def print_table(table: Table) -> None:
             raise BrokenPipeError
 
     Quiet().print(table)
+
+
+def name_width(names: Iterable[str]) -> int:
+    """The width of a column of emotions' names, with a gap after the longest."""
+    return max(12, *(len(name) + 2 for name in names))
 
 
 def say(text: str, err: bool = False) -> None:

@@ -6,7 +6,7 @@ import json
 
 import click
 
-from .options import ADAPTER, cell, print_table, resolve, say
+from .options import ADAPTER, cell, name_width, print_table, resolve, say
 from .vectors_travel import commands
 
 
@@ -74,7 +74,7 @@ def show(pack: str, as_json: bool) -> None:
     say(f"           fingerprint {m.fingerprint}")
     say(f"steers     {info.site}, positions {info.positions}; method {info.method}")
     say(f"queries    {info.queries.get('name', 'unknown')}; made {info.created or 'at an unknown time'}")
-    wide = max(12, *(len(name) + 2 for name in found))
+    wide = name_width(found)
     say(f"{'emotion':{wide}}{'queries':>8}{'scale':>8}{'norm':>9}{'with base':>11}")
     base = found.base.ravel()
     for name, entry in info.emotions.items():
