@@ -61,7 +61,8 @@ def command(
         path = Path(loaded.vectors.path)
         was, vectors = stamp(path), EmotionVectors.load(path, samples=True)
     if path is None or vectors is None:
-        raise PackError(f"no pack for {loaded.id} on this machine; make one with `mlx-emotion extract`")
+        hint = loaded.run(lambda voice: voice.extraction)
+        raise PackError(f"no pack for {loaded.id} on this machine; make one with `{hint}`")
     if not pack and path.parent == shipped_packs():
         raise PackError(f"{path} ships with the package; name it to calibrate it, or extract a pack of your own")
     with stop_on_interrupt() as stop, progress_bar("calibrating") as update:

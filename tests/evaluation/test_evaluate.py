@@ -843,8 +843,10 @@ def test_with_an_adapter_the_model_itself_judges_with_it_too(tiny_model_path, pa
     assert all(abs(tuned[i] / plain[i] - 1) > 1e-2 for i in range(len(texts)))
 
 
-def test_a_model_without_a_pack(tiny_model_path, tmp_path, capsys):
-    assert main(["evaluate", "-m", str(tiny_model_path), "-o", str(tmp_path)]) == 1
+@pytest.mark.parametrize("command", [["evaluate", "-o", "out"], ["calibrate"]])
+def test_a_model_without_a_pack(command, tiny_model_path, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main([*command, "-m", str(tiny_model_path)]) == 1
     err = capsys.readouterr().err
     assert "no pack for tiny" in err
     assert f"`mlx-emotion extract --model {tiny_model_path} --site attention`" in err
