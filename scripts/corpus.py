@@ -325,8 +325,9 @@ class Dialogues:
     is drawn per dialogue.
     """
 
-    def __init__(self, topics: list[Topic], seed: int) -> None:
+    def __init__(self, topics: list[Topic], seed: int, answers: int = ANSWERS) -> None:
         self.topics = topics
+        self.answers = answers
         self.random = random.Random(seed)
         wordings = json.loads(WORDINGS.read_text(encoding="utf-8"))
         self.followups = wordings.pop("followups")
@@ -564,9 +565,9 @@ class Dialogues:
             settings = [(now, second, degree)]
             if exchange + 1 == exchanges:
                 if instruction:
-                    settings *= ANSWERS
+                    settings *= self.answers
                 else:
-                    others = r.sample([e for e in ("plain", *EMOTIONS) if e != now], ANSWERS - 1)
+                    others = r.sample([e for e in ("plain", *EMOTIONS) if e != now], self.answers - 1)
                     settings += [
                         (e, "", "") if e == "plain" else (e, "" if keyword else self._second(e), "emotional")
                         for e in others

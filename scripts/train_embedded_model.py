@@ -34,7 +34,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from corpus import EMOTIONS, WORDINGS, Dialogues, Topic, Turn, expand
+from corpus import ANSWERS, EMOTIONS, WORDINGS, Dialogues, Topic, Turn, expand
 from corpus import load as load_corpus
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -72,6 +72,7 @@ WRITES = ("o_proj.weight", "down_proj.weight")  # matrices through which a layer
 LONGEST = 224  # tokens of a row, several answers in it
 EMBEDDED = 0.5  # size of the embeddings at first: a word must be seen through what layers write beside it
 TABLE_RATE = 4.0  # times the matrices' learning rate, for embeddings and norms
+LATER = 0.5  # times the rate and the noise of the round before
 OTHER_WEIGHT = 0.02  # loss weight of tokens that are not the companion's: they teach words, not answers
 
 
@@ -80,7 +81,7 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--work", type=Path, default=ROOT / "build" / "embedded", help="checkpoints and logs")
     p.add_argument("--output", type=Path, default=SHIPPED, help="folder of the shipped model")
     p.add_argument("--topics", nargs="*", metavar="NAME", help="only these topics of the corpus")
-    p.add_argument("--steps", type=int, default=7000)
+    p.add_argument("--steps", type=int, nargs="+", default=[7000, 6000], help="of each round; more can be added later")
     p.add_argument("--tokens", type=int, default=2048, help="tokens a step")
     p.add_argument("--context", type=int, default=192, help="most tokens of a dialogue")
     p.add_argument("--width", type=int, default=256)
@@ -148,6 +149,52 @@ def make_tokenizer(topics: list[Topic], args: argparse.Namespace):
     tokenizer.chat_template = TEMPLATE
     tokenizer.model_max_length = args.context
     return tokenizer
+
+
+@dataclass
+class Place:
+    """Where a step is: ``step`` of ``steps`` in round ``number``, all from 0 on."""
+
+    number: int
+    step: int
+    steps: int
+
+    @classmethod
+    def of(cls, step: int, rounds: list[int]) -> Place:
+        number = 0
+        while number + 1 < len(rounds) and step >= rounds[number]:
+            step -= rounds[number]
+            number += 1
+        return cls(number, step, rounds[number])
+
+    @property
+    def warmup(self) -> int:
+        """Steps in which the rate rises; then it falls."""
+        return min(100, self.steps // 10)
+
+    @property
+    def rate(self) -> float:
+        """Share of the highest learning rate."""
+        share = LATER**self.number
+        if self.step < self.warmup:
+            return share * (self.step + 1) / self.warmup
+        fallen = (1 - math.cos(math.pi * (self.step - self.warmup) / (self.steps - self.warmup))) / 2
+        return share * (1 - 0.98 * fallen)
+
+    @property
+    def noise(self) -> float:
+        """Share of a reply's words that are replaced."""
+        return SPOILT * LATER**self.number * (1 - self.step / self.steps)
+
+    @property
+    def late(self) -> bool:
+        """Whether the weights are rounded."""
+        return self.step >= self.steps * (1 - ROUNDED)
+
+    @property
+    def answers(self) -> int:
+        """To one message. What can be said is known after the first round, but not to which of all messages."""
+        return 1 if self.number else ANSWERS
 
 
 @dataclass
@@ -261,7 +308,8 @@ def batches(topics: list[Topic], encoder: Encoder, args: argparse.Namespace, ste
     """
     block = args.checkpoint_every
     while True:
-        dialogues = iter(Dialogues(topics, args.seed * 1_000_003 + step // block))
+        place = Place.of(step, args.steps)
+        dialogues = iter(Dialogues(topics, args.seed * 1_000_003 + step // block, place.answers))
         order = random.Random(f"{args.seed} {step}")
         ready: list[list[Row]] = []
         rest: list[Row] = []
@@ -652,6 +700,11 @@ def settings_of(topics: list[Topic], args: argparse.Namespace) -> dict[str, Any]
     }
 
 
+def begun(rounds: list[int], step: int) -> list[int]:
+    """Those of ``rounds`` that have begun when ``step`` steps are done."""
+    return [n for n, end in zip(rounds, itertools.accumulate(rounds), strict=True) if end - n < step]
+
+
 def train(topics: list[Topic], tokenizer, args: argparse.Namespace) -> tuple[LlamaForCausalLM, dict]:
     """The model, and the record of how it was made, for ``training.json``."""
     device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -674,25 +727,22 @@ def train(topics: list[Topic], tokenizer, args: argparse.Namespace) -> tuple[Lla
         )
     ).to(device)
     shifts = Shifts(model.config, device)
-    warmup = min(100, args.steps // 10)
-
-    def rate(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / warmup
-        return 0.02 + 0.98 * (1 + math.cos(math.pi * (step - warmup) / (args.steps - warmup))) / 2
-
     heads = Heads(args.width, len(topics)).to(device)
     optimizers = optimizers_of(model, heads, args.rate)
     checkpoint, log_path = args.work / "checkpoint.pt", args.work / "log.jsonl"
-    first, entries, settings = 0, [], settings_of(topics, args)
+    first, total, entries, settings = 0, sum(args.steps), [], settings_of(topics, args)
     low = None
     record = {"topics": [t.name for t in topics], "sharper": SHARPER, "stages": []}
     if checkpoint.exists():
         saved = torch.load(checkpoint, map_location=device, weights_only=True)
-        if changed := [name for name, value in settings.items() if saved.get("settings", {}).get(name) != value]:
-            sys.exit(f"{checkpoint} was made with other settings ({', '.join(changed)}); give the same, or --restart")
         entries, record = saved["entries"], saved["record"]
         first, low = entries[-1]["step"], saved.get("low")
+        old = saved.get("settings", {})
+        changed = [name for name, value in settings.items() if name != "steps" and old.get(name) != value]
+        if begun(args.steps, first) != begun(old.get("steps", []), first):  # what is to come may change
+            changed.append("steps")
+        if changed:
+            sys.exit(f"{checkpoint} was made with other settings ({', '.join(changed)}); give the same, or --restart")
         model.load_state_dict(saved["model"])
         heads.load_state_dict(saved["heads"])
         shifts.state = saved["shifts"]
@@ -711,12 +761,13 @@ def train(topics: list[Topic], tokenizer, args: argparse.Namespace) -> tuple[Lla
     seen: list[tuple[float, ...]] = []
     tokens = 0
     with Progress(*(TextColumn(c) if isinstance(c, str) else c for c in columns)) as progress:
-        task = progress.add_task("training", total=args.steps, completed=first)
+        task = progress.add_task("training", total=total, completed=first)
         began = time.perf_counter()
         feed = batches(topics, encoder, args, first)
         behind = concurrent.futures.ThreadPoolExecutor(1)
         coming = behind.submit(next, feed)
-        for step in range(first, args.steps):
+        for step in range(first, total):
+            place = Place.of(step, args.steps)
             if step % args.checkpoint_every == 0:  # a resumed run draws as one that never stopped
                 torch.manual_seed(args.seed * 1_000_003 + step)
             ids, places, branch, weights, about, asked, felt, pushes = (
@@ -726,12 +777,11 @@ def train(topics: list[Topic], tokenizer, args: argparse.Namespace) -> tuple[Lla
             if not shifts.ready:  # nothing yet to push with: these answers wait
                 weights[:, 1:] *= (pushes.abs().sum((0, 3)) == 0)[:, :-1]
             for group in all_groups:
-                group["lr"] = group["highest"] * rate(step)
-            late = step >= args.steps * (1 - ROUNDED)
-            inputs = spoilt(ids, weights, SPOILT * (1 - step / args.steps))
+                group["lr"] = group["highest"] * place.rate
+            inputs = spoilt(ids, weights, place.noise)
             members = F.one_hot(asked[:, :-1] + 1, 2 + len(EMOTIONS))[..., 1:].float()
             counts = members.sum(1)
-            with Rounded(model, args.bits) if late else contextlib.nullcontext():
+            with Rounded(model, args.bits) if place.late else contextlib.nullcontext():
                 with torch.autocast(device, dtype=torch.bfloat16, enabled=low):
                     last, middle, sums = passed(
                         model,
@@ -742,7 +792,8 @@ def train(topics: list[Topic], tokenizer, args: argparse.Namespace) -> tuple[Lla
                         pushes[:, :, :-1],
                         shifts.found(len(ids)),
                     )
-                    middle = middle if step >= warmup else middle.detach()  # heads that know nothing teach nothing
+                    known = place.number or place.step >= place.warmup
+                    middle = middle if known else middle.detach()  # heads that know nothing teach nothing
                     loss, topic_loss, felt_loss = ends(
                         model, heads, ids[:, 1:], last, middle, weights[:, 1:], about[:, :-1], felt[:, :-1]
                     )
@@ -755,8 +806,8 @@ def train(topics: list[Topic], tokenizer, args: argparse.Namespace) -> tuple[Lla
                 optimizer.zero_grad()
             seen.append((loss.item(), topic_loss.item(), felt_loss.item()))
             tokens += ids.numel()
-            if (step + 1) % args.checkpoint_every == 0 or step + 1 == args.steps:
-                with Rounded(model, args.bits) if late else contextlib.nullcontext():
+            if (step + 1) % args.checkpoint_every == 0 or step + 1 == total:
+                with Rounded(model, args.bits) if place.late else contextlib.nullcontext():
                     held_out = held_out_loss(model, shifts, topics, encoder, device)
                 entry = {
                     "step": step + 1,
@@ -791,7 +842,7 @@ def train(topics: list[Topic], tokenizer, args: argparse.Namespace) -> tuple[Lla
                 seen, tokens, began = [], 0, time.perf_counter()
             progress.update(task, completed=step + 1, description=f"training, loss {loss.item():.3f}")
     stage = {name: settings[name] for name in ("steps", "rate", "width", "layers", "feed", "seed", "corpus")}
-    stage["tokens"] = args.steps * args.tokens
+    stage["tokens"] = total * args.tokens
     losses = {name: value for name, value in entries[-1].items() if name not in ("step", "tokens_per_second")}
     return model, {**record, "stages": [*record["stages"], stage], **losses}
 

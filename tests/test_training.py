@@ -260,6 +260,32 @@ def test_an_interrupted_build_goes_on_and_ends_as_one_that_never_stopped(build, 
         torch.testing.assert_close(halves[name], value)
 
 
+def test_a_round_added_later_is_as_one_wanted_from_the_start(build, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(trainer, "bfloat16_is_faster", lambda device: False)
+    build("whole", "--steps", "8", "4")
+    build("added", "--steps", "8")
+    one = trainer.weights_of(tmp_path / "added")
+    build("added", "--steps", "8", "4")
+    assert "going on from step 8" in capsys.readouterr().err
+    whole, added = (trainer.weights_of(tmp_path / name) for name in ("whole", "added"))
+    for name, value in whole.items():
+        torch.testing.assert_close(added[name], value)
+    assert any((one[name] != value).any() for name, value in added.items())
+    with pytest.raises(SystemExit, match=r"made with other settings \(steps\)"):
+        build("added", "--steps", "12")
+
+
+def test_each_round_begins_with_half_the_rate_and_noise():
+    places = [trainer.Place.of(step, [200, 100]) for step in range(300)]
+    assert [(p.number, p.step) for p in (places[199], places[200], places[299])] == [(0, 199), (1, 0), (1, 99)]
+    peaks = [max(p.rate for p in places if p.number == n) for n in (0, 1)]
+    assert peaks == [1, 0.5]
+    assert places[200].rate < peaks[1] > places[299].rate
+    assert places[299].rate < places[20].rate
+    assert places[0].noise == 2 * places[200].noise > 0
+    assert [p.late for p in places] == [False] * 180 + [True] * 20 + [False] * 90 + [True] * 10
+
+
 def test_what_would_be_lost_is_refused_first(build, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("all of it")
