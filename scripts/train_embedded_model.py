@@ -151,6 +151,11 @@ def make_tokenizer(topics: list[Topic], args: argparse.Namespace):
     return tokenizer
 
 
+def begun(rounds: list[int], step: int) -> list[int]:
+    """Those of ``rounds`` that have begun when ``step`` steps are done."""
+    return [n for n, end in zip(rounds, itertools.accumulate(rounds), strict=True) if end - n < step]
+
+
 @dataclass
 class Place:
     """Where a step is: ``step`` of ``steps`` in round ``number``, all from 0 on."""
@@ -161,11 +166,8 @@ class Place:
 
     @classmethod
     def of(cls, step: int, rounds: list[int]) -> Place:
-        number = 0
-        while number + 1 < len(rounds) and step >= rounds[number]:
-            step -= rounds[number]
-            number += 1
-        return cls(number, step, rounds[number])
+        *before, steps = begun(rounds, step + 1)
+        return cls(len(before), step - sum(before), steps)
 
     @property
     def warmup(self) -> int:
@@ -700,11 +702,6 @@ def settings_of(topics: list[Topic], args: argparse.Namespace) -> dict[str, Any]
     }
 
 
-def begun(rounds: list[int], step: int) -> list[int]:
-    """Those of ``rounds`` that have begun when ``step`` steps are done."""
-    return [n for n, end in zip(rounds, itertools.accumulate(rounds), strict=True) if end - n < step]
-
-
 def train(topics: list[Topic], tokenizer, args: argparse.Namespace) -> tuple[LlamaForCausalLM, dict]:
     """The model, and the record of how it was made, for ``training.json``."""
     device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -923,6 +920,8 @@ def make_packs(args: argparse.Namespace) -> None:
 
 def build(args: argparse.Namespace) -> None:
     args.work, args.output = args.work.resolve(), args.output.resolve()
+    if min(args.steps) < 1:
+        sys.exit("--steps: a round has one step at least")
     if args.topics and args.output == SHIPPED:
         sys.exit("--topics makes a model of a part of the corpus; name another folder for it with --output")
     check_output(args.output, args.work)

@@ -297,6 +297,8 @@ def test_what_would_be_lost_is_refused_first(build, tmp_path):
             build("place", "--work", str(tmp_path / work))
     with pytest.raises(SystemExit, match="--topics needs two"):
         build("one", "--topics", "cat")
+    with pytest.raises(SystemExit, match="--steps: a round has one step at least"):
+        build("none", "--steps", "8", "0")
 
 
 def test_a_disk_that_fills_up_ends_in_a_line_and_leaves_the_last_checkpoint(build, tmp_path, monkeypatch):
