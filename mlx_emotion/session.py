@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import secrets
+import shlex
 import threading
 import time
 from collections import OrderedDict
@@ -97,8 +98,8 @@ class Voice:
         """The command that makes the vectors which are lacking."""
         id_, adapter = self.loaded.identity.id, self.loaded.adapter
         name = id_ if id_ == EMBEDDED or "/" in id_ else self.loaded.path
-        with_adapter = f" --adapter {adapter}" if adapter else ""
-        return f"mlx-emotion extract --model {name}{with_adapter} --site {self.taps.site}"
+        with_adapter = ["--adapter", str(adapter)] if adapter else []
+        return shlex.join(["mlx-emotion", "extract", "--model", str(name), *with_adapter, "--site", self.taps.site])
 
     def scales(self, feeling: Feeling, raw: float | None) -> Scales:
         if feeling.neutral:

@@ -852,6 +852,13 @@ def test_a_model_without_a_pack(command, tiny_model_path, tmp_path, capsys, monk
     assert f"`mlx-emotion extract --model {tiny_model_path} --site attention`" in err
 
 
+def test_that_command_can_be_copied_for_a_folder_with_a_space(tiny_model_path, tmp_path, capsys):
+    spaced = tmp_path / "my model"
+    spaced.symlink_to(tiny_model_path)
+    assert main(["calibrate", "-m", str(spaced)]) == 1
+    assert f"--model '{spaced}' --site" in capsys.readouterr().err
+
+
 def test_a_missing_extra_is_told_before_any_work_and_answers_need_none(
     monkeypatch, tiny_model_path, pack_path, queries_path, tmp_path, capsys
 ):
